@@ -1,0 +1,106 @@
+"""Every setting of the toolkit and its default, each once.
+
+Only the standard library is imported here, so that `python train.py --help` can show the defaults without waiting for
+torch. The module that owns a behaviour imports its settings from here: `model.py` takes a ModelConfig, `data/features.py`
+an AudioConfig, and `asr/options.py` turns the same fields into command-line flags.
+"""
+
+from dataclasses import dataclass
+
+RNN_TYPES = ("rnn", "gru", "lstm")
+WINDOWS = ("hamming", "hann", "blackman", "bartlett")
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """How a recording becomes a spectrogram; stored in every checkpoint, because a model only hears what it was taught."""
+
+    sample_rate: int = 16000  # Hz
+    window_size: float = 0.02  # seconds
+    window_stride: float = 0.01  # seconds
+    window: str = "hamming"
+
+    def __post_init__(self) -> None:
+        if self.sample_rate <= 0:
+            raise ValueError(f"sample rate {self.sample_rate}: expected a positive number of Hz, such as 16000")
+        if self.window not in WINDOWS:
+            raise ValueError(f"window {self.window!r}: expected one of {', '.join(WINDOWS)}")
+        if self.window_samples < 2 or self.hop_samples < 1:
+            raise ValueError(
+                f"window size {self.window_size} s and stride {self.window_stride} s are {self.window_samples} and "
+                f"{self.hop_samples} samples at {self.sample_rate} Hz: expected at least 2 and 1"
+            )
+
+    @property
+    def window_samples(self) -> int:
+        return int(self.sample_rate * self.window_size)
+
+    @property
+    def hop_samples(self) -> int:
+        return int(self.sample_rate * self.window_stride)
+
+    @property
+    def freq_bins(self) -> int:
+        return self.window_samples // 2 + 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network's shape: with it and a state dict, a model is rebuilt from its checkpoint."""
+
+    num_labels: int = 29
+    freq_bins: int = 161
+    rnn_type: str = "gru"
+    hidden_size: int = 800
+    hidden_layers: int = 5
+    bidirectional: bool = True
+    lookahead_context: int = 20  # frames seen by the lookahead convolution of unidirectional models, the present included
+    dropout: float = 0.0  # on the input of every recurrent layer but the first, while training
+    masked_batch_norm: bool = True  # leave padding out of the batch statistics; False is what the predecessor did
+
+    def __post_init__(self) -> None:
+        if self.rnn_type not in RNN_TYPES:
+            raise ValueError(f"RNN type {self.rnn_type!r}: expected one of {', '.join(RNN_TYPES)}")
+        for name in ("num_labels", "freq_bins", "hidden_size", "hidden_layers", "lookahead_context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', ' ')} {getattr(self, name)}: expected at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout {self.dropout}: expected at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to training samples, and only to those; everything is off by default."""
+
+    speed_volume_perturb: bool = False
+    tempo_range: tuple[float, float] = (0.85, 1.15)  # pitch is kept
+    gain_range: tuple[float, float] = (-6.0, 8.0)  # dB
+    speed_perturb: float = 0.0  # resample by 1 +- this much: tempo and pitch move together
+    spec_augment: bool = False  # masks after Park et al. 2019, policy LibriSpeech double
+    num_freq_masks: int = 2
+    freq_mask_width: int = 27  # bins, at most
+    num_time_masks: int = 2
+    time_mask_width: int = 100  # frames, at most
+    time_mask_share: float = 1.0  # of an utterance, at most, in one mask
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights follow the gradient."""
+
+    optimizer: str = "sgd"
+    lr: float = 3e-4
+    momentum: float = 0.9  # Nesterov; SGD only
+    weight_decay: float = 1e-5
+    max_norm: float = 400.0  # gradient norm is clipped to this
+    lr_schedule: str = "anneal"
+    learning_anneal: float = 1.1  # anneal: the rate is divided by this after each epoch
+    warmup: float = 0.0  # epochs of linear rise from zero (onecycle: of its rising half; 0 means 30 % of the run)
+    grad_accumulation: int = 1  # batches per update
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """How log probabilities become text."""
+
+    decoder: str = "greedy"
