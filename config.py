@@ -72,11 +72,8 @@ class ModelConfig:
 class AugmentConfig:
     """What is done to training samples, and only to those; everything is off by default."""
 
-    speed_volume_perturb: bool = False
-    tempo_range: tuple[float, float] = (0.85, 1.15)  # pitch is kept
-    gain_range: tuple[float, float] = (-6.0, 8.0)  # dB
     speed_perturb: float = 0.0  # resample by 1 +- this much: tempo and pitch move together
-    spec_augment: bool = False  # masks after Park et al. 2019, policy LibriSpeech double
+    spec_augment: bool = False  # masks after Park et al. 2019; the policy below is LibriSpeech double
     num_freq_masks: int = 2
     freq_mask_width: int = 27  # bins, at most
     num_time_masks: int = 2

@@ -1,0 +1,214 @@
+"""Command-line flags, grouped by what they set; each default is read from the dataclass that owns it (config.py).
+
+Nothing here imports torch, so that every script's --help answers at once.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from config import RNN_TYPES, WINDOWS, AudioConfig, AugmentConfig, DecoderConfig, ModelConfig, OptimizerConfig
+
+Config = TypeVar("Config")
+
+STATUS_FAILED, STATUS_USAGE, STATUS_INTERRUPTED = 1, 2, 130
+
+
+class UsageError(ValueError):
+    """What was typed cannot be meant: exit status 2, where a failure of the work itself is 1."""
+
+
+def argument_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the script's docstring, as it stands, and the default of every flag."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    # Abbreviated flags are refused: a flag added later would change what an abbreviation means.
+    return argparse.ArgumentParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
+
+
+def run_script(work: Callable[[], int | None]) -> int:
+    """Run a script's work and turn what went wrong into one line on standard error and an exit status.
+
+    ASR_TRACEBACK=1 in the environment shows the traceback instead, for whoever is debugging.
+    """
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return STATUS_INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough; what is still buffered must not raise again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STATUS_FAILED
+    except (ValueError, OSError) as error:
+        if os.environ.get("ASR_TRACEBACK"):
+            raise
+        print(f"error: {message(error)}", file=sys.stderr)
+        return STATUS_USAGE if isinstance(error, UsageError) else STATUS_FAILED
+
+
+def message(error: Exception) -> str:
+    """`path: what went wrong`, also for errors of the operating system, whose own text begins with a number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def config_from(cls: type[Config], args: argparse.Namespace, **known: object) -> Config:
+    """Build a settings dataclass from the flags that carry its fields' names, and from what is known without a flag."""
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls) if hasattr(args, f.name)}
+    try:
+        return cls(**(given | known))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def number(kind: type, at_least: float | None = None, at_most: float | None = None, above: float | None = None) -> Callable:
+    """An argparse type for numbers with bounds."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            ) from None
+        if at_least is not None and not value >= at_least:
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {at_least}")
+        if at_most is not None and not value <= at_most:
+            raise argparse.ArgumentTypeError(f"{text}: expected at most {at_most}")
+        if above is not None and not above < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: expected more than {above}")
+        return value
+
+    return parse
+
+
+def add_audio_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("spectrogram")
+    default = AudioConfig()
+    group.add_argument("--sample-rate", type=number(int, 1), default=default.sample_rate, help="Hz of the model's audio")
+    group.add_argument("--window-size", type=number(float, above=0), default=default.window_size, help="frame, seconds")
+    group.add_argument("--window-stride", type=number(float, above=0), default=default.window_stride, help="hop, seconds")
+    group.add_argument("--window", choices=WINDOWS, default=default.window, help="window function")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network")
+    default = ModelConfig()
+    group.add_argument("--rnn-type", choices=RNN_TYPES, default=default.rnn_type, help="recurrent cell")
+    group.add_argument("--hidden-size", type=number(int, 1), default=default.hidden_size, help="width of a layer")
+    group.add_argument("--hidden-layers", type=number(int, 1), default=default.hidden_layers, help="recurrent layers")
+    group.add_argument(
+        "--no-bidirectional",
+        dest="bidirectional",
+        action="store_false",
+        help="unidirectional layers and a lookahead convolution",
+    )
+    group.add_argument(
+        "--lookahead-context",
+        type=number(int, 1),
+        default=default.lookahead_context,
+        help="output frames the lookahead sees, the present included",
+    )
+    group.add_argument(
+        "--dropout",
+        type=number(float, 0, 0.99),
+        default=default.dropout,
+        help="on the input of every recurrent layer but the first",
+    )
+
+
+def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimizer and schedule")
+    default = OptimizerConfig()
+    group.add_argument("--optimizer", choices=("sgd", "adamw"), default=default.optimizer, help="sgd is with Nesterov")
+    group.add_argument("--lr", "--learning-rate", type=number(float, above=0), default=default.lr, help="learning rate")
+    group.add_argument("--momentum", type=number(float, 0, 0.9999), default=default.momentum, help="of SGD")
+    group.add_argument("--weight-decay", type=number(float, 0), default=default.weight_decay, help="of both optimizers")
+    group.add_argument("--max-norm", type=number(float, above=0), default=default.max_norm, help="gradient norm clip")
+    group.add_argument(
+        "--lr-schedule",
+        choices=("anneal", "onecycle", "cosine"),
+        default=default.lr_schedule,
+        help="anneal: divide by --learning-anneal after each epoch; onecycle: rise to --lr and fall to zero; "
+        "cosine: fall from --lr to zero",
+    )
+    group.add_argument(
+        "--learning-anneal", type=number(float, above=0), default=default.learning_anneal, help="divisor per epoch"
+    )
+    group.add_argument(
+        "--warmup",
+        type=number(float, 0),
+        default=default.warmup,
+        help="epochs, fractions allowed, in which the rate rises; 0 with onecycle: 30%% of the run",
+    )
+    group.add_argument(
+        "--grad-accumulation", type=number(int, 1), default=default.grad_accumulation, help="batches per update"
+    )
+
+
+def add_augment_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("augmentation of training samples")
+    default = AugmentConfig()
+    group.add_argument(
+        "--speed-perturb",
+        type=number(float, 0, 0.5),
+        metavar="SHARE",
+        default=default.speed_perturb,
+        help="play each utterance up to this share faster or slower, pitch and all (0.1: speeds 0.9 to 1.1)",
+    )
+    group.add_argument("--spec-augment", action="store_true", help="SpecAugment masks; the next five flags are its policy")
+    group.add_argument(
+        "--num-freq-masks", type=number(int, 0), default=default.num_freq_masks, help="m_F of the paper: masks"
+    )
+    group.add_argument(
+        "--freq-mask-width", type=number(int, 0), default=default.freq_mask_width, help="F: bins per mask, at most"
+    )
+    group.add_argument(
+        "--num-time-masks", type=number(int, 0), default=default.num_time_masks, help="m_T: masks"
+    )
+    group.add_argument(
+        "--time-mask-width", type=number(int, 0), default=default.time_mask_width, help="T: frames per mask, at most"
+    )
+    group.add_argument(
+        "--time-mask-share",
+        type=number(float, 0, 1),
+        default=default.time_mask_share,
+        help="p: share of the utterance per mask, at most",
+    )
+
+
+def add_decoder_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoder")
+    group.add_argument("--decoder", choices=("greedy",), default=DecoderConfig().decoder, help="how to decode")
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """What test.py, transcribe.py and the server share."""
+    parser.add_argument("--model-path", default="models/deepspeech_final.pth", help="model file")
+    parser.add_argument("--cuda", action="store_true", help="run on CUDA")
+    add_decoder_options(parser)
+    add_precision_option(parser)
+
+
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16: the network under bfloat16 autocast, weights and loss in float32",
+    )
+
+
+def add_bad_data_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-bad-data",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what to do about utterances that cannot be used: stop, or report them and go on without",
+    )

@@ -1,0 +1,219 @@
+"""Find every utterance that could not be trained on before training starts, instead of at hour ten.
+
+Audio is judged by its header alone: a recording that breaks off or holds rubbish further in shows when it is read.
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from tqdm import tqdm
+
+from config import AudioConfig
+from data.audio import audio_duration
+from data.features import frame_count
+from data.labels import Labels
+from data.manifest import Utterance, read_transcript
+
+MISSING_AUDIO = "missing audio"
+UNREADABLE_AUDIO = "unreadable audio"
+SHORT_AUDIO = "audio shorter than one window"
+UNREADABLE_TRANSCRIPT = "missing or unreadable transcript"
+EMPTY_TRANSCRIPT = "empty transcript"
+UNKNOWN_CHARACTERS = "characters outside the labels"
+SHORT_FOR_CTC = "too short for its transcript"
+KINDS = (
+    MISSING_AUDIO,
+    UNREADABLE_AUDIO,
+    SHORT_AUDIO,
+    UNREADABLE_TRANSCRIPT,
+    EMPTY_TRANSCRIPT,
+    UNKNOWN_CHARACTERS,
+    SHORT_FOR_CTC,
+)
+
+POLICIES = ("fail", "skip")
+LINES_SHOWN = 3  # of each kind
+BLOCK = 64  # utterances a thread checks in one go
+SEGMENT_TOLERANCE = 0.01  # seconds a segment may reach beyond its recording: manifests round
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why one utterance cannot be used."""
+
+    kind: str  # one of KINDS
+    where: str  # manifest:line
+    detail: str
+    unknown: str = ""  # the characters outside the labels, each as often as it occurs
+    hint: str = ""  # what may be wrong with all of its kind
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found: usable utterances in the manifest's order, with text and duration; and what is wrong."""
+
+    good: list[Utterance]
+    problems: list[Problem]
+    total: int
+
+
+def check_utterances(
+    utterances: Sequence[Utterance],
+    labels: Labels,
+    audio: AudioConfig,
+    output_frames: Callable[[int], int],
+    progress: bool = True,
+) -> CheckResult:
+    """Check all utterances, so that all that is wrong is told at once.
+
+    `output_frames` is the model's length formula: spectrogram frames to output frames. With `progress`, a bar is shown
+    on stderr if that is a terminal.
+    """
+
+    def check_block(block: Sequence[Utterance]) -> list[tuple[Utterance, list[Problem]]]:
+        return [check_utterance(utterance, labels, audio, output_frames) for utterance in block]
+
+    good, problems = [], []
+    blocks = [utterances[start : start + BLOCK] for start in range(0, len(utterances), BLOCK)]
+    bar = tqdm(total=len(utterances), desc="checking", unit="utt", leave=False, disable=None if progress else True)
+    with ThreadPoolExecutor() as pool, bar:
+        for checked_block in pool.map(check_block, blocks):
+            for checked, found in checked_block:
+                problems += found
+                if not found:
+                    good.append(checked)
+            bar.update(len(checked_block))
+    return CheckResult(good, problems, len(utterances))
+
+
+def check_utterance(
+    utterance: Utterance, labels: Labels, audio: AudioConfig, output_frames: Callable[[int], int]
+) -> tuple[Utterance, list[Problem]]:
+    """Check one utterance against every kind of problem.
+
+    Returns: the utterance with as much of text and duration as could be read, and its problems, at most one of a kind.
+    """
+    duration, problems = _check_audio(utterance, audio)
+    text, text_problems = _check_transcript(utterance, labels)
+    problems += text_problems
+    # a recording that is no window long has its problem already
+    if text and duration is not None and not problems_of(problems, SHORT_AUDIO):
+        frames = output_frames(frame_count(_samples(duration, audio), audio))
+        repeats = sum(left == right for left, right in pairwise(text))
+        if frames < len(text) + repeats:
+            detail = (
+                f"{utterance.audio}: {duration:.2f} s give {frames} output frames: "
+                f"expected at least {len(text) + repeats}, for {len(text)} characters and {repeats} repeats"
+            )
+            hint = "a wrong transcript, a cut recording, or a model with too long a window stride"
+            problems.append(Problem(SHORT_FOR_CTC, utterance.where, detail, hint=hint))
+    return replace(utterance, text=text, duration=duration), problems
+
+
+def problems_of(problems: Sequence[Problem], kind: str) -> list[Problem]:
+    return [problem for problem in problems if problem.kind == kind]
+
+
+def report(problems: Sequence[Problem], total: int) -> str:
+    """All problems, kind by kind: how many of the `total` utterances, and the first few of them."""
+    return "\n".join(line for kind in KINDS for line in _kind_lines(kind, problems_of(problems, kind), total))
+
+
+def apply_policy(result: CheckResult, policy: str, name: str) -> list[Utterance]:
+    """Decide what becomes of bad utterances: `fail` refuses the run, `skip` goes on without them and says so on stderr.
+
+    `name` is the manifest, for the messages.
+
+    Returns: the utterances to use.
+    Raises: ValueError with the report if there are problems and the policy is `fail`, or if nothing is left.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"--on-bad-data {policy}: expected one of {', '.join(POLICIES)}")
+    num_bad = result.total - len(result.good)
+    if not num_bad:
+        return result.good
+    found = f"{name}: {num_bad} of {result.total} utterances cannot be used\n{report(result.problems, result.total)}"
+    if not result.good:
+        raise ValueError(f"{found}\nnothing is left to use: fix the manifest or the files it names")
+    if policy == "fail":
+        raise ValueError(f"{found}\nfix them, or pass --on-bad-data skip to leave them out")
+    print(f"{found}\nleft out: {num_bad} utterances; {len(result.good)} are used", file=sys.stderr)
+    return result.good
+
+
+def _samples(duration: float, audio: AudioConfig) -> int:
+    return round(duration * audio.sample_rate)
+
+
+def _check_audio(utterance: Utterance, audio: AudioConfig) -> tuple[float | None, list[Problem]]:
+    """Returns: the utterance's duration in seconds, None if it cannot be told, and what is wrong with its audio."""
+    where, path = utterance.where, utterance.audio
+    if not os.path.isfile(path):
+        detail = "not a file" if os.path.exists(path) else "no such file"
+        return None, [Problem(MISSING_AUDIO, where, f"{path}: {detail}")]
+    try:
+        duration = audio_duration(path)
+    except (ValueError, OSError) as error:
+        return None, [Problem(UNREADABLE_AUDIO, where, str(error))]
+    offset, segment_duration = utterance.segment
+    if segment_duration is not None:
+        if offset + segment_duration > duration + SEGMENT_TOLERANCE:
+            detail = (
+                f"{path}: {duration:.2f} s long: expected {offset + segment_duration:.2f} s, where the segment ends"
+            )
+            return None, [Problem(UNREADABLE_AUDIO, where, detail)]
+        duration = segment_duration
+    shortest = audio.window_samples // 2 + 1  # else reflection has nothing to pad with
+    if _samples(duration, audio) < shortest:
+        detail = f"{path}: {_samples(duration, audio)} samples at {audio.sample_rate} Hz: expected at least {shortest}"
+        return duration, [Problem(SHORT_AUDIO, where, detail)]
+    return duration, []
+
+
+def _check_transcript(utterance: Utterance, labels: Labels) -> tuple[str | None, list[Problem]]:
+    """Returns: the normalised text, None if it cannot be read, and what is wrong with it."""
+    where = utterance.where
+    try:
+        text = read_transcript(utterance)
+    except ValueError as error:
+        return None, [Problem(UNREADABLE_TRANSCRIPT, where, str(error).removeprefix(f"{where}: "))]
+    if not text:
+        source = utterance.audio if utterance.text_path is None else utterance.text_path
+        return text, [Problem(EMPTY_TRANSCRIPT, where, f"{source}: no words")]
+    unknown = "".join(labels.unknown(text))
+    if unknown:
+        detail = f"{', '.join(map(repr, dict.fromkeys(unknown)))} in {_shortened(text)!r}"
+        return text, [Problem(UNKNOWN_CHARACTERS, where, detail, unknown, _case_hint(unknown, labels))]
+    return text, []
+
+
+def _case_hint(unknown: str, labels: Labels) -> str:
+    if any(character.islower() and not labels.unknown(character.upper()) for character in unknown):
+        return "lower-case letters, but the labels are upper case: write the transcripts in upper case"
+    if any(character.isupper() and not labels.unknown(character.lower()) for character in unknown):
+        return "upper-case letters, but the labels are lower case: write the transcripts in lower case"
+    return ""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _kind_lines(kind: str, problems: Sequence[Problem], total: int) -> Iterator[str]:
+    if not problems:
+        return
+    yield f"{kind}: {len(problems)} of {total}"
+    for problem in problems[:LINES_SHOWN]:
+        yield f"  {problem.where}: {problem.detail}"
+    if len(problems) > LINES_SHOWN:
+        yield f"  and {len(problems) - LINES_SHOWN} more"
+    characters = Counter(character for problem in problems for character in problem.unknown)
+    if characters:
+        yield "  in all: " + ", ".join(f"{character!r} {count}x" for character, count in characters.most_common())
+    for hint in dict.fromkeys(problem.hint for problem in problems if problem.hint):
+        yield f"  hint: {hint}"

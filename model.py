@@ -1,0 +1,184 @@
+"""The network of Deep Speech 2 (Amodei et al. 2015, arXiv 1512.02595): convolutions, a recurrent stack, a CTC head.
+
+    python model.py --model-path models/deepspeech_final.pth      describe a model file
+
+Shapes: B utterances, F frequency bins, T spectrogram frames, L output frames, H hidden size, C labels.
+The model returns logits; the softmax belongs to the loss and the decoders. An utterance's result never depends on what it
+shares a batch with: every sub-layer sees zeros beyond an utterance's length, and the backward direction starts at its last
+frame, not at the batch's.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from config import ModelConfig
+
+CONV_CHANNELS = 32
+CLIP = 20.0  # section 3.2 of the paper: clipped ReLU min(max(x, 0), 20)
+TIME_KERNEL, TIME_STRIDE, TIME_PADDING = 11, 2, 5  # of the first convolution; the second keeps the number of frames
+
+
+def output_frames(frames: int | Tensor) -> int | Tensor:
+    """Output frames L of T spectrogram frames: the one length formula, for ints and integer tensors alike."""
+    return (frames + 2 * TIME_PADDING - TIME_KERNEL) // TIME_STRIDE + 1
+
+
+def clipped_relu(x: Tensor) -> Tensor:
+    return F.hardtanh(x, 0.0, CLIP)
+
+
+class MaskedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation that leaves padding out of the statistics, so that batching does not change what is learnt.
+
+    The input's second dimension is the channel, as everywhere in torch, and the input is zero wherever it is padding.
+    `valid` is the number of positions that count for each channel; None: all of them, padding included, which is what the
+    predecessor computed.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        assert x.dim() >= 2
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        if not self.training or valid is None:
+            return super().forward(x)
+        over = [d for d in range(x.dim()) if d != 1]
+        shape = [-1 if d == 1 else 1 for d in range(x.dim())]
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            # Padding is zero, so it adds nothing to either sum: only the divisor differs from plain batch norm.
+            total = x.numel() // x.shape[1]
+            var_all, mean_all = torch.var_mean(x, over, correction=0)
+            mean = mean_all * (total / valid)
+            var = ((var_all + mean_all.square()) * (total / valid) - mean.square()).clamp_min(0.0)
+            with torch.no_grad():
+                unbiased = var * (valid / (valid - 1).clamp_min(1))
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(unbiased, self.momentum)
+                self.num_batches_tracked.add_(1)
+            scale = self.weight * torch.rsqrt(var + self.eps)
+            return torch.addcmul((self.bias - mean * scale).view(shape), x, scale.view(shape))
+
+
+class ConvFrontEnd(nn.Module):
+    """Two convolutions over frequency x time, each with batch norm and clipped ReLU (section 3.4 of the paper)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.masked_batch_norm = config.masked_batch_norm
+        self.conv1 = nn.Conv2d(1, CONV_CHANNELS, (41, TIME_KERNEL), (2, TIME_STRIDE), (20, TIME_PADDING))
+        self.norm1 = MaskedBatchNorm(CONV_CHANNELS)
+        self.conv2 = nn.Conv2d(CONV_CHANNELS, CONV_CHANNELS, (21, 11), (2, 1), (10, 5))
+        self.norm2 = MaskedBatchNorm(CONV_CHANNELS)
+
+    @staticmethod
+    def output_size(freq_bins: int) -> int:
+        """Features per output frame: channels x the frequency rows that two strides of 2 leave."""
+        rows = (freq_bins + 2 * 20 - 41) // 2 + 1
+        return CONV_CHANNELS * ((rows + 2 * 10 - 21) // 2 + 1)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        """x (B, 1, F, T), zero beyond each length; padding (B, L) bool -> (B, 32, F', L), zero beyond each length."""
+        padding = padding[:, None, None, :]  # (B, 1, 1, L)
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
+            x = conv(x).masked_fill(padding, 0.0)
+            valid = (~padding).sum() * x.shape[2] if self.masked_batch_norm else None
+            x = clipped_relu(norm(x, valid)).masked_fill(padding, 0.0)
+        return x
+
+
+class RecurrentLayer(nn.Module):
+    """One recurrent layer, the two directions summed so that every layer is `hidden_size` wide; batch norm before it.
+
+    Each direction is a dense run over the padded batch. The backward one reads each utterance reversed within its own length,
+    so padding comes after the speech in both and cannot reach it: the same numbers as a packed sequence, at several times its
+    speed on a CPU, where oneDNN serves dense LSTMs only.
+    """
+
+    def __init__(self, config: ModelConfig, input_size: int, first: bool):
+        super().__init__()
+        rnn = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[config.rnn_type]
+        self.masked_batch_norm = config.masked_batch_norm
+        self.norm = None if first else MaskedBatchNorm(input_size)
+        self.dropout = None if first else nn.Dropout(config.dropout)
+        self.forward_rnn = rnn(input_size, config.hidden_size)
+        self.backward_rnn = rnn(input_size, config.hidden_size) if config.bidirectional else None
+
+    def forward(self, x: Tensor, padding: Tensor, reversal: Tensor) -> Tensor:
+        """x (L, B, H), padding (L, B, 1) bool, reversal (L, B, 1) frame indices -> (L, B, H), zero beyond each length."""
+        if self.norm is not None:
+            valid = (~padding).sum() if self.masked_batch_norm else None
+            x = self.dropout(self.norm(x.flatten(0, 1), valid).view_as(x))
+        y, _ = self.forward_rnn(x)
+        if self.backward_rnn is not None:
+            back, _ = self.backward_rnn(x.gather(0, reversal.expand_as(x)))
+            y = y + back.gather(0, reversal.expand_as(back))
+        return y.masked_fill(padding, 0.0)
+
+
+class Lookahead(nn.Module):
+    """A depthwise convolution over the present and the next frames, what a unidirectional model knows of the future.
+
+    Section 3.6 of the paper.
+    """
+
+    def __init__(self, hidden_size: int, context: int):
+        super().__init__()
+        self.context = context
+        self.conv = nn.Conv1d(hidden_size, hidden_size, context, groups=hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (L, B, H), zero beyond each length -> (L, B, H)."""
+        x = F.pad(x.permute(1, 2, 0), (0, self.context - 1))
+        return clipped_relu(self.conv(x)).permute(2, 0, 1)
+
+
+class DeepSpeech(nn.Module):
+    """Spectrograms to logits."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.conv = ConvFrontEnd(config)
+        sizes = [ConvFrontEnd.output_size(config.freq_bins)] + [config.hidden_size] * (config.hidden_layers - 1)
+        self.rnns = nn.ModuleList(RecurrentLayer(config, size, first=i == 0) for i, size in enumerate(sizes))
+        self.lookahead = None if config.bidirectional else Lookahead(config.hidden_size, config.lookahead_context)
+        self.head_norm = MaskedBatchNorm(config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+
+    def forward(self, spects: Tensor, lens: Tensor) -> tuple[Tensor, Tensor]:
+        """Score every label in every output frame.
+
+        spects (B, 1, F, T) float, zero beyond each length; lens (B,) integer frames.
+        Returns: logits (B, L, C) float32, where frames beyond an utterance's length carry no meaning, and lengths (B,).
+        """
+        out_lens = output_frames(lens)
+        frames = output_frames(spects.shape[-1])
+        t = torch.arange(frames, device=spects.device)[:, None]  # (L, 1)
+        padding = t >= out_lens  # (L, B)
+        # Frame t of an utterance reversed within its own length; padding stays where it is, after the speech.
+        reversal = torch.where(padding, t, out_lens - 1 - t)[:, :, None]
+        x = self.conv(spects, padding.T)
+        x = x.flatten(1, 2).permute(2, 0, 1).contiguous()  # (L, B, 32 x F')
+        padding = padding[:, :, None]
+        for layer in self.rnns:
+            x = layer(x, padding, reversal)
+        if self.lookahead is not None:
+            x = self.lookahead(x).masked_fill(padding, 0.0)
+        valid = (~padding).sum() if self.config.masked_batch_norm else None
+        logits = self.head(self.head_norm(x.flatten(0, 1), valid))
+        return logits.float().view(*x.shape[:2], -1).transpose(0, 1), out_lens
+
+
+def main(argv: list[str] | None = None) -> int:
+    from asr.checkpoint import load_checkpoint  # only here: the module itself imports nothing but torch and its settings
+    from asr.options import argument_parser, run_script
+
+    parser = argument_parser(__doc__)
+    parser.add_argument("--model-path", default="models/deepspeech_final.pth", help="model file to describe")
+    args = parser.parse_args(argv)
+    return run_script(lambda: print(load_checkpoint(args.model_path).describe()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
