@@ -8,6 +8,8 @@ shares a batch with: every sub-layer sees zeros beyond an utterance's length, an
 frame, not at the batch's.
 """
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,6 +72,7 @@ class ConvFrontEnd(nn.Module):
         self.norm1 = MaskedBatchNorm(CONV_CHANNELS)
         self.conv2 = nn.Conv2d(CONV_CHANNELS, CONV_CHANNELS, (21, 11), (2, 1), (10, 5))
         self.norm2 = MaskedBatchNorm(CONV_CHANNELS)
+        self.to(memory_format=torch.channels_last)
 
     @staticmethod
     def output_size(freq_bins: int) -> int:
@@ -81,9 +84,9 @@ class ConvFrontEnd(nn.Module):
         """x (B, 1, F, T), zero beyond each length; padding (B, L) bool -> (B, 32, F', L), zero beyond each length."""
         padding = padding[:, None, None, :]  # (B, 1, 1, L)
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            x = conv(x).masked_fill(padding, 0.0)
+            x = conv(x).masked_fill_(padding, 0.0)
             valid = (~padding).sum() * x.shape[2] if self.masked_batch_norm else None
-            x = clipped_relu(norm(x, valid)).masked_fill(padding, 0.0)
+            x = clipped_relu(norm(x, valid)).masked_fill_(padding, 0.0)
         return x
 
 
@@ -109,11 +112,18 @@ class RecurrentLayer(nn.Module):
         if self.norm is not None:
             valid = (~padding).sum() if self.masked_batch_norm else None
             x = self.dropout(self.norm(x.flatten(0, 1), valid).view_as(x))
-        y, _ = self.forward_rnn(x)
-        if self.backward_rnn is not None:
-            back, _ = self.backward_rnn(x.gather(0, reversal.expand_as(x)))
-            y = y + back.gather(0, reversal.expand_as(back))
+        with self._precision(x):
+            y, _ = self.forward_rnn(x)
+            if self.backward_rnn is not None:
+                back, _ = self.backward_rnn(x.gather(0, reversal.expand_as(x)))
+                y = y + back.gather(0, reversal.expand_as(back))
         return y.masked_fill(padding, 0.0)
+
+    def _precision(self, x: Tensor) -> contextlib.AbstractContextManager:
+        """Autocast, if it is on, unless float32 is faster: oneDNN adds up a bfloat16 LSTM's weight gradient step by step,
+        which takes longer than it saves once the weights outgrow a core's cache."""
+        slow = self.training and isinstance(self.forward_rnn, nn.LSTM) and self.forward_rnn.weight_ih_l0.numel() > 2**19
+        return torch.autocast("cpu", enabled=False) if slow and x.device.type == "cpu" else contextlib.nullcontext()
 
 
 class Lookahead(nn.Module):

@@ -56,7 +56,7 @@ def train(args: argparse.Namespace) -> None:
     import torch
 
     from asr.checkpoint import Checkpoint, save_checkpoint
-    from asr.evaluation import count_errors, evaluate, texts
+    from asr.evaluation import count_errors, evaluate
     from asr.runtime import Runtime, set_seed
     from asr.training import build_optimizer
     from config import AudioConfig, AugmentConfig, DecoderConfig, ModelConfig, OptimizerConfig
@@ -106,8 +106,8 @@ def train(args: argparse.Namespace) -> None:
             f"Waiting for data {100 * waited / seconds:.1f} %",
             flush=True,
         )
-        hypotheses = texts(evaluate(model, progress_bar(val_loader, "validating"), decoder, runtime))
-        errors = count_errors((u.text for u in val_set), hypotheses, args.cer_spaces)
+        hypotheses = evaluate(model, progress_bar(val_loader, "validating"), decoder, runtime)
+        errors = count_errors((u.text for u in val_set), (h.text for h in hypotheses), args.cer_spaces)
         print(
             f"Validation Summary Epoch: [{epoch}]\tAverage WER {errors.wer:.3f}\tAverage CER {errors.cer:.3f}", flush=True
         )

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
+from asr.checkpoint import write_atomically
 from asr.runtime import Runtime
 from data.dataset import Batch
 from decoder import GreedyDecoder, Hypothesis
@@ -94,5 +97,17 @@ def evaluate(
     return [found[index] for index in sorted(found)]
 
 
-def texts(hypotheses: Sequence[Hypothesis]) -> list[str]:
-    return [hypothesis.text for hypothesis in hypotheses]
+def save_output(path: str | Path, outputs: dict[int, Tensor], references: Sequence[str], symbols: Sequence[str]) -> None:
+    """Write log probabilities for tuning a language model, as one .npz without pickled objects.
+
+    Arrays: log_probs (sum of all L, C) float32, utterance after utterance; lens (N,) frames of each; references (N,) and
+    labels (C,) text.
+    """
+    ordered = [outputs[index].numpy() for index in range(len(outputs))]
+    arrays = {
+        "log_probs": np.concatenate(ordered),
+        "lens": np.array([len(output) for output in ordered]),
+        "references": np.array(references),
+        "labels": np.array(symbols),
+    }
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))

@@ -191,6 +191,9 @@ def add_decoder_options(parser: argparse.ArgumentParser) -> None:
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
     """What test.py, transcribe.py and the server share."""
     parser.add_argument("--model-path", default="models/deepspeech_final.pth", help="model file")
+    parser.add_argument(
+        "--sample-rate", type=number(int, 1), help="Hz the model must have been trained at (default: whatever it was)"
+    )
     parser.add_argument("--cuda", action="store_true", help="run on CUDA")
     add_decoder_options(parser)
     add_precision_option(parser)

@@ -2,7 +2,8 @@
 
 Two formats are recognised by what is in the file:
 
-- CSV, `path/to/audio.wav,path/to/transcript.txt` on each line; a path with a comma or a quote is quoted as CSV quotes it;
+- CSV, `path/to/audio.wav,path/to/transcript.txt` on each line; a path with a comma or a quote is quoted, as CSV
+  quotes it;
 - JSON Lines as NeMo writes them, `{"audio_filepath": ..., "text": ..., "duration": ...}` on each line, optionally with
   the `offset` at which the utterance starts in a longer recording.
 
@@ -69,7 +70,7 @@ def read_manifest(path: str | PathLike[str]) -> list[Utterance]:
     text = _manifest_text(path)
     folder = os.path.join(os.path.dirname(os.path.abspath(path)), "")
     with _collector_paused():
-        if re.match(r'\s*\{\s*["}]', text):
+        if re.match(r'\s*\{\s*"', text):
             utterances = list(_json_utterances(text, path, folder))
         else:
             utterances = list(_csv_utterances(text, path, folder))
@@ -103,7 +104,8 @@ def write_manifest(path: str | PathLike[str], utterances: Iterable[Utterance]) -
 
     Files below the manifest's folder are named relative to it, so that the folder can be moved; others absolutely.
 
-    Raises: ValueError if an utterance has no transcript file, or is a segment of a recording: CSV has no place for these.
+    Raises: ValueError if an utterance has no transcript file, is a segment of a recording (CSV has no place for
+        these), or has a path that is not UTF-8 or has a line break.
     """
     path = os.path.abspath(path)
     folder = os.path.dirname(path)
@@ -238,6 +240,8 @@ def _csv_row(utterance: Utterance, folder: str) -> tuple[str, str]:
 
 def _named_from(folder: str, path: str | PathLike[str]) -> str:
     absolute = os.path.join(os.getcwd(), path)
+    if re.search("[\r\n\ud800-\udfff]", absolute):  # surrogates stand for bytes that are not UTF-8
+        raise ValueError(f"path {absolute!r}: a manifest holds only UTF-8 without line breaks; rename the file")
     below = absolute.removeprefix(folder)
     # `..` is left alone: behind a symbolic link it is not what the text says
     return absolute if ".." in below.split(os.sep) else below

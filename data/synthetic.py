@@ -10,18 +10,21 @@ they find the corpus there, or finish the one that an interruption left behind.
 The synthesizer comes from `pip install espeakng-loader`, which is under the GPL-3 and needed by nothing else here.
 """
 
+import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__" and not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # as a file: find `data` and `config` from any folder
+if __name__ == "__main__":
+    # Before numpy comes in: its linear algebra would start threads, and a process that forks must have one only.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    if not __package__:
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run as a file: find `config` and `data`
 
 import argparse
 import ctypes
 import json
 import math
 import multiprocessing
-import os
 import random
 import signal
 from collections import deque
@@ -29,15 +32,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from multiprocessing.connection import Connection
+from typing import NoReturn
 
+import numpy as np
+import soundfile
+import soxr
 from tqdm import tqdm
 
 from config import AudioConfig
 from data.manifest import Utterance, sort_by_duration, write_manifest
-
-if TYPE_CHECKING:  # numpy is imported late: see the guard at the end
-    import numpy as np
 
 FORMATS = ("wav", "flac")
 RECIPE = 1  # raise it when the same arguments no longer give the same corpus
@@ -79,7 +83,7 @@ class Line:
 
 
 def plan(utterances: int, seed: int, val_share: float) -> list[Line]:
-    """Decide every utterance of a corpus; each depends on the seed and its number only, so a longer corpus starts the same.
+    """Decide every utterance of a corpus; each follows from seed and number only, so a longer corpus starts the same.
 
     Returns: `utterances` lines, of which ceil(utterances * val_share) are for validation, spread evenly.
     """
@@ -114,8 +118,9 @@ def _digits(rng: random.Random) -> list[str]:
 
 
 def _number(rng: random.Random) -> list[str]:
-    digits = rng.randint(2, 4)
-    return number_words(rng.randrange(10 ** (digits - 1), 10**digits))
+    # as many from 10 to 19 as of each other size, or their names would be too rare to be learned
+    first, beyond = rng.choice(((10, 20), (20, 100), (100, 1000), (1000, 10000)))
+    return number_words(rng.randrange(first, beyond))
 
 
 def _letters(rng: random.Random) -> list[str]:
@@ -125,7 +130,7 @@ def _letters(rng: random.Random) -> list[str]:
 def _mixture(rng: random.Random) -> list[str]:
     letters = [rng.choice(LETTERS) for _ in range(rng.randint(1, 3))]
     if rng.random() < 0.5:
-        number = number_words(rng.randrange(10, 1000))
+        number = number_words(rng.randrange(*rng.choice(((10, 20), (20, 100), (100, 1000)))))
     else:
         number = [rng.choice(DIGITS) for _ in range(rng.randint(1, 3))]
     return letters + number if rng.random() < 0.7 else number + letters
@@ -182,6 +187,7 @@ class Espeak:
             raise ValueError(
                 f"{data_path}: eSpeak NG does not start with this data: pip install --force-reinstall espeakng-loader"
             )
+        self._library.espeak_ListVoices(None)  # read them all now, else each forked process would
         self._pcm = bytearray()
         self._callback = self._callback_type(self._collect)  # kept: the library calls it later
         self._library.espeak_SetSynthCallback(self._callback)
@@ -191,6 +197,7 @@ class Espeak:
         self._callback_type = ctypes.CFUNCTYPE(c_int, c_void_p, c_int, c_void_p)
         self._library.espeak_Initialize.argtypes = [c_int, c_int, c_char_p, c_int]
         self._library.espeak_SetSynthCallback.argtypes = [self._callback_type]
+        self._library.espeak_ListVoices.argtypes = [c_void_p]
         self._library.espeak_SetVoiceByName.argtypes = [c_char_p]
         self._library.espeak_SetParameter.argtypes = [c_int, c_int, c_int]
         self._library.espeak_Synth.argtypes = [
@@ -250,20 +257,20 @@ class Saying:
         self._process.join()
         if not pcm:
             raise ValueError(
-                f"eSpeak NG said nothing for {self._line.text!r} in the voice {self._line.voice} (its process ended with "
-                f"status {self._process.exitcode}): pip install --force-reinstall espeakng-loader"
+                f"eSpeak NG said nothing for {self._line.text!r} in the voice {self._line.voice} (its process ended "
+                f"with status {self._process.exitcode}): pip install --force-reinstall espeakng-loader"
             )
         return pcm
 
     def close(self) -> None:
         """End the process if it still runs, and give back what it took."""
-        self._receiver.close()
         self._process.terminate()
         self._process.join()
         self._process.close()
+        self._receiver.close()
 
 
-def _say(espeak: Espeak, line: Line, sender: "multiprocessing.connection.Connection") -> None:
+def _say(espeak: Espeak, line: Line, sender: Connection) -> None:
     sender.send_bytes(espeak.speak(line))
 
 
@@ -283,9 +290,9 @@ def say_all(espeak: Espeak, lines: Iterable[Line], jobs: int) -> Iterator[tuple[
 
     try:
         for line in lines:
-            running.append((line, Saying(espeak, line)))
-            if len(running) > jobs:  # one more than jobs: the first is most often done
+            if len(running) == jobs:
                 yield next_result()
+            running.append((line, Saying(espeak, line)))
         while running:
             yield next_result()
     finally:
@@ -293,15 +300,12 @@ def say_all(espeak: Espeak, lines: Iterable[Line], jobs: int) -> Iterator[tuple[
             saying.close()
 
 
-def recording(pcm: bytes, pcm_rate: int, line: Line, sample_rate: int) -> "np.ndarray":
-    """Turn what the synthesizer said into a recording: silence cut to the line's, resampled, brought to the line's level.
+def recording(pcm: bytes, pcm_rate: int, line: Line, sample_rate: int) -> np.ndarray:
+    """Make a recording of what the synthesizer said: the line's silence around it, the line's level, the corpus's rate.
 
     Returns: (S,) int16, S samples at `sample_rate` Hz.
     Raises: ValueError if it is silent.
     """
-    import numpy as np
-    import soxr
-
     wave_S = np.frombuffer(pcm, dtype=np.int16).astype(np.float32)
     sounding = np.flatnonzero(np.abs(wave_S) >= 1)  # eSpeak's silence is all zeros
     if len(sounding) == 0:
@@ -364,8 +368,8 @@ class Corpus:
             for name, wanted in self.settings().items():
                 if found.get(name) != wanted:
                     raise ValueError(
-                        f"{self.settings_path}: the corpus there has {name} {found.get(name)!r}, not {wanted!r}: give the "
-                        "arguments it was made with, or another --target-dir, or delete the folder"
+                        f"{self.settings_path}: the corpus there has {name} {found.get(name)!r}, not {wanted!r}: give "
+                        "the arguments it was made with, or another --target-dir, or delete the folder"
                     )
             return
         for path in self.manifest_paths.values():
@@ -374,10 +378,8 @@ class Corpus:
         with whole_file(self.settings_path) as path:
             path.write_text(json.dumps(self.settings(), indent=2) + "\n")
 
-    def add(self, line: Line, samples: "np.ndarray") -> None:
+    def add(self, line: Line, samples: np.ndarray) -> None:
         """Write one utterance; samples (S,) int16."""
-        import soundfile
-
         self.audio_path(line).parent.mkdir(exist_ok=True)
         with whole_file(self.text_path(line)) as path:
             path.write_text(line.text + "\n")
@@ -409,8 +411,6 @@ def _read_settings(path: Path) -> dict[str, object]:
 
 def _duration(path: Path) -> float:
     """Seconds, by the file's header."""
-    import soundfile
-
     try:
         return soundfile.info(path).duration
     except soundfile.LibsndfileError as error:
@@ -459,7 +459,7 @@ def _add_missing(corpus: Corpus, missing: list[Line], total: int, jobs: int) -> 
         raise ValueError("this system cannot fork, without which no speech is made twice the same: use Linux or macOS")
     espeak = Espeak()
     with (
-        Progress(total=total, initial=total - len(missing), unit="utterance", disable=None) as progress,
+        Progress(total=total, initial=total - len(missing), unit=" utterances", disable=None) as progress,
         closing(say_all(espeak, missing, jobs)) as sayings,
     ):
         for line, pcm in sayings:
@@ -475,9 +475,16 @@ def _summary(corpus: Corpus, lines: list[Line], hours: float, verb: str) -> str:
     )
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, but an error is one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Read the options; a bad one ends with status 2 and one line, as argparse has it."""
-    parser = argparse.ArgumentParser(prog="synthetic.py", description=__doc__.partition("\n")[0])
+    """Read the options; a bad one ends with status 2 and one line."""
+    parser = OneLineParser(prog="synthetic.py", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--target-dir", type=Path, default=Path("demo/corpus"), help="folder of the corpus (%(default)s)"
     )
@@ -490,7 +497,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     fault = _fault(args)
     if fault:
-        parser.exit(2, f"{parser.prog}: {fault}\n")
+        parser.error(fault)
     return args
 
 
@@ -526,6 +533,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Before numpy comes in: its linear algebra would start threads, and a process that forks must have one only.
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     sys.exit(main())

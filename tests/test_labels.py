@@ -13,10 +13,10 @@ ENGLISH = Labels.read(Path(__file__).resolve().parents[1] / "labels.json")
 def test_english_labels():
     assert len(ENGLISH) == 29
     assert ENGLISH.symbols[BLANK_INDEX] == BLANK == "_"
-    assert ENGLISH == Labels("_'ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    assert Labels("_'ABCDEFGHIJKLMNOPQRSTUVWXYZ ") == ENGLISH
     assert hash(ENGLISH) == hash(Labels("_'ABCDEFGHIJKLMNOPQRSTUVWXYZ "))
-    assert ENGLISH != Labels("_AB")
-    assert ENGLISH != ENGLISH.symbols
+    assert Labels("_AB") != ENGLISH
+    assert ENGLISH.symbols != ENGLISH
 
 
 def test_encode_and_decode():

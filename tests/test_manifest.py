@@ -253,6 +253,7 @@ def test_write_manifest_can_be_moved(tmp_path):
         (Utterance("/1.wav", text="ONE"), "has no transcript file"),
         (Utterance("/1.wav", text_path="/1.txt", offset=0.0, duration=1.0), "a segment of"),
         (Utterance("/\udcff.wav", text_path="/1.txt"), "UTF-8"),
+        (Utterance("/1\r.wav", text_path="/1.txt"), "line breaks"),
     ],
 )
 def test_write_manifest_that_fails_leaves_the_old_one(tmp_path, bad, message):

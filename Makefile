@@ -1,0 +1,23 @@
+# Two commands for a fresh machine: `make demo` and `make test`. README.md gives the plain commands behind them.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test
+
+demo: .venv/demo-ready
+	$(BIN)/python recipes/demo.py
+
+test: .venv/test-ready
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo-ready: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt espeakng-loader==0.2.4
+	touch $@
+
+.venv/test-ready: requirements.txt requirements-dev.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@

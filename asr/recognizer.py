@@ -1,0 +1,70 @@
+"""Audio to hypotheses to JSON: the one path that test.py, transcribe.py and the server share."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from asr.checkpoint import load_checkpoint
+from asr.evaluation import acoustic_output
+from asr.options import UsageError, config_from
+from asr.runtime import Runtime
+from config import DecoderConfig
+from data.audio import load_audio
+from data.dataset import Sample, collate
+from data.features import spectrogram
+from decoder import Hypothesis, build_decoder
+
+
+class Recognizer:
+    """A model, the decoder that reads it, and where it runs."""
+
+    def __init__(self, model_path: str | Path, config: DecoderConfig, runtime: Runtime):
+        """Raises: OSError or ValueError naming the model file if it cannot be used."""
+        checkpoint = load_checkpoint(model_path)
+        self.name = Path(model_path).name
+        self.audio, self.labels = checkpoint.audio, checkpoint.labels
+        self.model = checkpoint.build_model(runtime.device)
+        self.decoder = build_decoder(config, self.labels.symbols)
+        self.config, self.runtime = config, runtime
+
+    @classmethod
+    def from_options(cls, args: argparse.Namespace) -> "Recognizer":
+        """As the inference flags say (asr/options.py)."""
+        runtime = Runtime.choose(args.cuda, args.precision)
+        recognizer = cls(args.model_path, config_from(DecoderConfig, args), runtime)
+        if args.sample_rate not in (None, recognizer.audio.sample_rate):
+            raise UsageError(
+                f"--sample-rate {args.sample_rate}: {args.model_path} was trained at {recognizer.audio.sample_rate} Hz; "
+                "leave the flag out, recordings of any rate are resampled to it"
+            )
+        return recognizer
+
+    def transcribe(self, source: str | Path | BinaryIO) -> list[Hypothesis]:
+        """What is said in a recording, best reading first.
+
+        Raises: OSError or ValueError naming the recording if it cannot be read or is too short to hold a frame.
+        """
+        wave = load_audio(source, self.audio.sample_rate)
+        try:
+            spect = spectrogram(wave, self.audio)
+        except ValueError as error:
+            raise ValueError(f"{getattr(source, 'name', source)}: {error}") from None
+        batch = collate([Sample(spect, torch.empty(0, dtype=torch.int64), 0)])
+        log_probs, lens = acoustic_output(self.model, batch, self.runtime)
+        return self.decoder.decode(log_probs, lens)[0]
+
+    def answer(self, hypotheses: Sequence[Hypothesis], offsets: bool = False) -> dict:
+        """The JSON of transcribe.py for one recording; `offsets` adds each character's output frame."""
+        return {
+            "output": [
+                {"transcription": h.text, **({"offsets": list(h.offsets)} if offsets else {})} for h in hypotheses
+            ],
+            "_meta": {
+                "acoustic_model": {"name": self.name},
+                "language_model": {"name": None},
+                "decoder": {"lm": False, "alpha": None, "beta": None, "type": self.config.decoder},
+            },
+        }

@@ -1,0 +1,249 @@
+"""What a file's own header promises, checked before it is decoded: libsndfile reads a file cut short without a word.
+
+Each check reads headers only, never samples. Containers whose reader already refuses a cut file (htk, voc) have no
+check here; `data/audio.py` counts the samples of every file as well. What no header tells: where a streamed wav,
+aiff, au or caf was meant to end, and that a flac was cut within its last frame (its decoder tells that).
+"""
+
+import io
+import os
+import re
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from data.mp3 import complete_mp3, id3_bytes, starts_like_mpeg
+
+READABLE = "wav, flac, ogg, opus, mp3, aiff, au, sph, w64 or caf"
+CONVERT = "convert it first, for example with: ffmpeg -i INPUT -ac 1 OUTPUT.wav"
+
+HEAD_BYTES = 1024  # enough for every magic number and for a NIST header
+STREAMED_BYTES = 0x7F000000  # a writer that cannot seek back leaves a size from here to 0xFFFFFFFF: it promises nothing
+FLAC_TAG_BYTES = 4096  # what other programs may have appended to a flac
+
+FOREIGN = (  # (where, magic number, what people call it): formats that libsndfile cannot read
+    (4, b"ftyp", "m4a/mp4"),
+    (0, b"\x1a\x45\xdf\xa3", "webm/matroska"),
+    (0, b"\xff\xf1", "aac"),
+    (0, b"\xff\xf9", "aac"),
+    (0, b"ADIF", "aac"),
+    (0, b"\x30\x26\xb2\x75", "wma"),
+    (0, b"wvpk", "wavpack"),
+    (0, b"MAC ", "monkey's audio"),
+    (0, b"#!AMR", "amr"),
+)
+
+
+class Memory(io.BytesIO):
+    """A file in memory whose seeks fail as quietly as a real one's: soundfile would print a traceback of any other."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.tell() if offset < 0 and whence == os.SEEK_SET else super().seek(offset, whence)
+
+
+def checked(file: BinaryIO) -> BinaryIO:
+    """Refuse a file that holds less than its header promises, and mend the two headers that libsndfile misreads.
+
+    file: at any position, seekable.
+    Returns: what to decode: the same file, or a copy in memory whose header tells the length (a streamed wav of
+        declared size 0, an mp3).
+    Raises: ValueError, without the file's name, for an empty, truncated, damaged or foreign file.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    if not head:
+        raise ValueError(f"empty, 0 bytes; expected {READABLE}")
+    tag_bytes = 0
+    while head.startswith(b"ID3"):  # tags before the audio; mpg123 would write its opinion of them to stderr
+        tag_bytes += id3_bytes(head)
+        file.seek(min(tag_bytes, size))
+        head = file.read(HEAD_BYTES)
+        if not head:
+            raise ValueError("truncated: nothing behind its ID3 tag; fetch it again")
+    if tag_bytes:
+        file.seek(tag_bytes)
+        file = Memory(file.read())
+        size -= tag_bytes
+    for where, magic, called in FOREIGN:
+        if head.startswith(magic, where):
+            raise ValueError(f"{called}, which cannot be read; expected {READABLE}: {CONVERT}")
+    if starts_like_mpeg(head):
+        file.seek(0)
+        return Memory(complete_mp3(file.read()))
+    if head.startswith((b"RIFF", b"RIFX", b"RF64", b"BW64")):
+        return _checked_wav(file, size, head)
+    check = CHECKS.get(head[:4])
+    if check is not None:
+        check(file, size, head)
+    return file
+
+
+def _expect(there: int, promised: int) -> None:
+    if there < promised:
+        raise ValueError(f"truncated: {max(there, 0)} of the {promised} bytes its header promises; fetch it again")
+
+
+def _chunks(file: BinaryIO, size: int, start: int, layout: struct.Struct) -> Iterator[tuple[bytes, int, int]]:
+    """Walk (identifier, first byte, length) of chunks padded to even lengths."""
+    while start + layout.size <= size:
+        file.seek(start)
+        identifier, length = layout.unpack(file.read(layout.size))
+        start += layout.size
+        yield identifier, start, length
+        start += length + length % 2
+
+
+def _checked_wav(file: BinaryIO, size: int, head: bytes) -> BinaryIO:
+    order = ">" if head[:4] == b"RIFX" else "<"
+    long_length = None
+    for identifier, start, length in _chunks(file, size, 12, struct.Struct(order + "4sI")):
+        if identifier == b"ds64" and start + 16 <= size:  # RF64: lengths that do not fit 32 bits
+            long_length = struct.unpack("<Q", file.read(16)[8:])[0]
+        elif identifier == b"fmt " and start + 8 <= size:
+            _, channels, rate = struct.unpack(order + "HHI", file.read(8))
+            if not channels or not rate:
+                raise ValueError(f"damaged: its header says {channels} channels at {rate} Hz")
+        elif identifier == b"data":
+            if length == 0xFFFFFFFF and long_length is not None:
+                length = long_length
+            elif length >= STREAMED_BYTES:
+                return file
+            if length == 0 and size > start and not _ends_in_chunks(file, size, start, order):
+                return _with_data_length(file, start, size - start, order)
+            _expect(size - start, length)
+            return file
+    return file  # no data chunk: libsndfile says so
+
+
+def _ends_in_chunks(file: BinaryIO, size: int, start: int, order: str) -> bool:
+    """Tell chunks behind an empty data chunk from samples whose writer never came back to fill in their length."""
+    end = start
+    for identifier, first, length in _chunks(file, size, start, struct.Struct(order + "4sI")):
+        end = first + length
+        if not (identifier.isascii() and identifier.decode().isprintable()):
+            return False
+    return size - end in (0, 1)
+
+
+def _with_data_length(file: BinaryIO, start: int, length: int, order: str) -> BinaryIO:
+    file.seek(0)
+    data = bytearray(file.read())
+    data[start - 4 : start] = struct.pack(order + "I", length)
+    return Memory(data)
+
+
+def _check_aiff(file: BinaryIO, size: int, head: bytes) -> None:
+    for identifier, start, length in _chunks(file, size, 12, struct.Struct(">4sI")):
+        if identifier == b"SSND" and length < STREAMED_BYTES:
+            _expect(size - start, length)
+
+
+def _check_caf(file: BinaryIO, size: int, head: bytes) -> None:
+    for identifier, start, length in _chunks(file, size, 8, struct.Struct(">4sq")):
+        if length < 0:  # -1: up to the end of the file
+            return
+        if identifier == b"data":
+            _expect(size - start, length)
+
+
+def _check_w64(file: BinaryIO, size: int, head: bytes) -> None:
+    layout, start = struct.Struct("<16sQ"), 40
+    while start + layout.size <= size:
+        file.seek(start)
+        identifier, length = layout.unpack(file.read(layout.size))
+        if identifier.startswith(b"data"):
+            _expect(size - start, length)
+        start += max(
+            layout.size, length + -length % 8
+        )  # the length counts its own header; chunks start at multiples of 8
+
+
+def _check_au(file: BinaryIO, size: int, head: bytes) -> None:
+    if len(head) >= 12:
+        start, length = struct.unpack(">II" if head[:4] == b".snd" else "<II", head[4:12])
+        if length < STREAMED_BYTES:
+            _expect(size - start, length)
+
+
+def _check_sphere(file: BinaryIO, size: int, head: bytes) -> None:
+    fields = {}
+    for line in head.split(b"\n")[2:]:
+        words = line.split()
+        if len(words) == 3 and words[1] == b"-i" and words[2].isdigit():
+            fields[words[0]] = int(words[2])
+    frame_bytes = fields.get(b"channel_count", 1) * fields.get(b"sample_n_bytes", 0)
+    if head[8:16].strip().isdigit():
+        _expect(size - int(head[8:16]), fields.get(b"sample_count", 0) * frame_bytes)
+
+
+def _check_flac(file: BinaryIO, size: int, head: bytes) -> None:
+    """Look for the header of the last frame near the end of the file; its number follows from the length promised.
+
+    Layout: RFC 9639, sections 8.2 (stream information) and 9.1 (frame header).
+    """
+    if len(head) < 42 or head[4] & 0x7F != 0:
+        return
+    min_block, block = struct.unpack(">HH", head[8:12])
+    max_frame_bytes = int.from_bytes(head[15:18], "big")
+    samples = int.from_bytes(head[18:26], "big") & (1 << 36) - 1
+    if not samples:
+        raise ValueError(
+            "streamed: its header does not say how many samples follow; write it again as a file, or " + CONVERT
+        )
+    if not block or min_block != block or not max_frame_bytes:
+        return
+    last_frame = (samples - 1) // block
+    numbers = re.escape(_utf8(last_frame)), re.escape(_utf8(last_frame * block))
+    file.seek(max(0, size - max_frame_bytes - FLAC_TAG_BYTES))
+    if not re.search(b"\xff\xf8..%b|\xff\xf9..%b" % numbers, file.read(), re.DOTALL):
+        raise ValueError(f"truncated: its last frame, number {last_frame}, is missing; fetch it again")
+
+
+def _utf8(number: int) -> bytes:
+    """A frame's number as flac writes it: UTF-8 as first defined, up to 7 bytes, where Python's stops at 4."""
+    if number < 0x80:
+        return bytes((number,))
+    tail = []
+    while number >= 0x40 >> len(tail):
+        tail.append(0x80 | number & 0x3F)
+        number >>= 6
+    return bytes((0xFF << 7 - len(tail) & 0xFF | number, *reversed(tail)))
+
+
+def _check_ogg(file: BinaryIO, size: int, head: bytes) -> None:
+    """Follow the pages: none may be missing, and the last one must be whole and say that it is the last.
+
+    A damaged page is seen later, by the samples that are missing: libogg drops a page whose checksum is wrong.
+    """
+    start, last_page, flags = 0, {}, 0
+    while start < size:
+        file.seek(start)
+        page = file.read(27 + 255)
+        if page[:4] != b"OggS":
+            if flags & 4:  # a tag behind the end of the stream
+                return
+            raise ValueError(f"damaged: no Ogg page at byte {start}; fetch it again")
+        if len(page) < 27 or len(page) < 27 + page[26]:
+            break
+        flags, (stream, number) = page[5], struct.unpack("<II", page[14:22])
+        if number != last_page.get(stream, number - 1) + 1:
+            raise ValueError(f"damaged: Ogg page {last_page[stream] + 1} is missing; fetch it again")
+        last_page[stream] = number
+        start += 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if start != size:
+        raise ValueError(f"truncated: its last Ogg page is cut, at byte {size}; fetch it again")
+    if not flags & 4:
+        raise ValueError("truncated: its last Ogg page is not marked as the end of the stream; fetch it again")
+
+
+CHECKS = {
+    b"fLaC": _check_flac,
+    b"FORM": _check_aiff,
+    b"caff": _check_caf,
+    b"riff": _check_w64,
+    b".snd": _check_au,
+    b"dns.": _check_au,
+    b"NIST": _check_sphere,
+    b"OggS": _check_ogg,
+}

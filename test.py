@@ -1,0 +1,59 @@
+"""Measure a model's word and character error rate on the utterances of a manifest.
+
+    python test.py --model-path models/deepspeech_final.pth --test-manifest data/test_manifest.csv
+"""
+
+import argparse
+
+from asr import options
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = options.argument_parser(__doc__)
+    parser.add_argument("--test-manifest", default="data/test_manifest.csv", help="utterances to transcribe")
+    parser.add_argument("--batch-size", type=options.number(int, 1), default=20, help="utterances per batch")
+    parser.add_argument("--num-workers", type=options.number(int, 0), default=4, help="data-loading processes; 0: none")
+    parser.add_argument("--verbose", action="store_true", help="reference, hypothesis, WER and CER of each utterance")
+    parser.add_argument(
+        "--save-output", metavar="FILE", help="write the log probabilities there (.npz), for language model tuning"
+    )
+    parser.add_argument("--cer-spaces", action="store_true", help="count spaces in the character error rate")
+    options.add_bad_data_option(parser)
+    options.add_inference_options(parser)
+    return parser.parse_args(argv)
+
+
+def test(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from asr.evaluation import Errors, count_errors, evaluate, save_output
+    from asr.recognizer import Recognizer
+    from data.checks import read_checked
+    from data.dataset import SpectrogramDataset, make_loader
+    from data.samplers import LengthBatchSampler
+
+    recognizer = Recognizer.from_options(args)
+    utterances = read_checked(args.test_manifest, recognizer.audio, policy=args.on_bad_data)
+    order = LengthBatchSampler([u.duration for u in utterances], args.batch_size, shuffle=False)
+    loader = make_loader(SpectrogramDataset(utterances, recognizer.audio), order, args.num_workers)
+    outputs = {} if args.save_output else None
+    batches = tqdm(loader, desc="testing", unit="batch", disable=None, leave=False)
+    hypotheses = evaluate(recognizer.model, batches, recognizer.decoder, recognizer.runtime, keep_output=outputs)
+    references, found = [u.text for u in utterances], [h.text for h in hypotheses]
+    if args.verbose:
+        for reference, hypothesis in zip(references, found, strict=True):
+            errors = Errors.between(reference, hypothesis, args.cer_spaces)
+            print(f"Ref: {reference}\nHyp: {hypothesis}\nWER: {errors.wer:.3f}\tCER: {errors.cer:.3f}\n")
+    if outputs is not None:
+        save_output(args.save_output, outputs, references, recognizer.labels.symbols)
+    errors = count_errors(references, found, args.cer_spaces)
+    print(f"Test Summary\tAverage WER {errors.wer:.3f}\tAverage CER {errors.cer:.3f}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return options.run_script(lambda: test(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

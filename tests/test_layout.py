@@ -1,0 +1,60 @@
+"""The house's one direction: scripts -> asr -> {model, decoder} | data -> config; scripts never import scripts."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = {"model", "decoder", "config", "asr", "data"}
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - LIBRARY
+MAY_IMPORT = {
+    "config": set(),
+    "model": {"config"},
+    "decoder": {"config"},
+    "data": {"config", "data"},
+    "asr": {"config", "data", "model", "decoder", "asr"},
+    "recipes": {"config", "data"},
+    **dict.fromkeys(SCRIPTS, {"config", "data", "model", "decoder", "asr"}),
+}
+FILES = sorted(path for pattern in ("*.py", "asr/*.py", "data/*.py", "recipes/*.py") for path in ROOT.glob(pattern))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_one_direction(path):
+    tree = ast.parse(path.read_text())
+    # A module's own __main__ part may reach up, to print.
+    tree.body = [node for node in tree.body if not (path.stem == "model" and getattr(node, "name", "") == "main")]
+    relative = path.relative_to(ROOT)
+    room = relative.parts[0] if len(relative.parts) > 1 else path.stem
+    ours = imported(tree) & (LIBRARY | SCRIPTS)
+    assert ours <= MAY_IMPORT[room], f"{relative} may not import {ours - MAY_IMPORT[room]}"
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py", "transcribe.py", "data/synthetic.py"])
+def test_help_needs_no_torch(script):
+    """--help must answer at once: torch alone takes longer to import than a person waits."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code in (0, None)\n"
+        "slow = sorted({'torch', 'scipy', 'librosa', 'numba'} & sys.modules.keys())\n"
+        "assert not slow, slow\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
