@@ -29,24 +29,26 @@ def test(args: argparse.Namespace) -> None:
     from asr.evaluation import Errors, count_errors, evaluate, save_output
     from asr.recognizer import Recognizer
     from data.checks import read_checked
-    from data.dataset import SpectrogramDataset, make_loader
+    from data.dataset import BatchLoader, SpectrogramDataset
     from data.samplers import LengthBatchSampler
 
     recognizer = Recognizer.from_options(args)
     utterances = read_checked(args.test_manifest, recognizer.audio, policy=args.on_bad_data)
     order = LengthBatchSampler([u.duration for u in utterances], args.batch_size, shuffle=False)
-    loader = make_loader(SpectrogramDataset(utterances, recognizer.audio), order, args.num_workers)
+    dataset = SpectrogramDataset(utterances, recognizer.audio)
+    loader = BatchLoader(dataset, order, args.num_workers, args.on_bad_data)
     outputs = {} if args.save_output else None
     batches = tqdm(loader, desc="testing", unit="batch", disable=None, leave=False)
-    hypotheses = evaluate(recognizer.model, batches, recognizer.decoder, recognizer.runtime, keep_output=outputs)
-    references, found = [u.text for u in utterances], [h.text for h in hypotheses]
+    found = evaluate(recognizer.model, batches, recognizer.decoder, recognizer.runtime, keep_output=outputs)
+    references = [utterances[index].text for index in found]
+    hypotheses = [hypothesis.text for hypothesis in found.values()]
     if args.verbose:
-        for reference, hypothesis in zip(references, found, strict=True):
+        for reference, hypothesis in zip(references, hypotheses, strict=True):
             errors = Errors.between(reference, hypothesis, args.cer_spaces)
             print(f"Ref: {reference}\nHyp: {hypothesis}\nWER: {errors.wer:.3f}\tCER: {errors.cer:.3f}\n")
     if outputs is not None:
         save_output(args.save_output, outputs, references, recognizer.labels.symbols)
-    errors = count_errors(references, found, args.cer_spaces)
+    errors = count_errors(references, hypotheses, args.cer_spaces)
     print(f"Test Summary\tAverage WER {errors.wer:.3f}\tAverage CER {errors.cer:.3f}")
 
 

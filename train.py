@@ -61,7 +61,7 @@ def train(args: argparse.Namespace) -> None:
     from asr.training import build_optimizer
     from config import AudioConfig, AugmentConfig, DecoderConfig, ModelConfig, OptimizerConfig
     from data.checks import read_checked
-    from data.dataset import SpectrogramDataset, make_loader
+    from data.dataset import BatchLoader, SpectrogramDataset
     from data.labels import Labels
     from data.samplers import LengthBatchSampler
     from decoder import build_decoder
@@ -83,9 +83,10 @@ def train(args: argparse.Namespace) -> None:
         [u.duration for u in train_set], args.batch_size, shuffle=args.shuffle, sorta_grad=args.sorta_grad, seed=args.seed
     )
     augmentation = options.config_from(AugmentConfig, args)
-    loader = make_loader(SpectrogramDataset(train_set, audio, labels, augmentation, args.seed), order, args.num_workers)
+    dataset = SpectrogramDataset(train_set, audio, labels, augmentation, args.seed, output_frames)
+    loader = BatchLoader(dataset, order, args.num_workers, args.on_bad_data)
     val_order = LengthBatchSampler([u.duration for u in val_set], args.batch_size, shuffle=False)
-    val_loader = make_loader(SpectrogramDataset(val_set, audio), val_order, args.num_workers)
+    val_loader = BatchLoader(SpectrogramDataset(val_set, audio), val_order, args.num_workers, args.on_bad_data)
     decoder = build_decoder(DecoderConfig(), labels.symbols)
     parameters = sum(p.numel() for p in model.parameters())
     print(
@@ -106,8 +107,8 @@ def train(args: argparse.Namespace) -> None:
             f"Waiting for data {100 * waited / seconds:.1f} %",
             flush=True,
         )
-        hypotheses = evaluate(model, progress_bar(val_loader, "validating"), decoder, runtime)
-        errors = count_errors((u.text for u in val_set), (h.text for h in hypotheses), args.cer_spaces)
+        found = evaluate(model, progress_bar(val_loader, "validating"), decoder, runtime)
+        errors = count_errors((val_set[i].text for i in found), (h.text for h in found.values()), args.cer_spaces)
         print(
             f"Validation Summary Epoch: [{epoch}]\tAverage WER {errors.wer:.3f}\tAverage CER {errors.cer:.3f}", flush=True
         )

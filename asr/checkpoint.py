@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from data.labels import Labels
 from model import DeepSpeech
 
 FORMAT = "deepspeech-toolkit/1"
+BUFFER = re.compile(r"running_(mean|var)$|num_batches_tracked$")  # what a state dict holds besides parameters
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Checkpoint:
             "RNN layers": self.model.hidden_layers,
             "RNN size": self.model.hidden_size,
             "Bidirectional": "yes" if self.model.bidirectional else f"no, lookahead {self.model.lookahead_context} frames",
-            "Parameters": sum(w.numel() for name, w in self.weights.items() if "running_" not in name),
+            "Parameters": f"{sum(w.numel() for name, w in self.weights.items() if not BUFFER.search(name)):,}",
             "Classes": len(self.labels),
             "Labels": "".join(self.labels.symbols),
             "Sample rate": self.audio.sample_rate,
@@ -133,13 +135,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def _read_plain(path: str | Path) -> dict:
     """The dict in a file, of tensors and plain values only: nothing that a file holds is ever executed."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an unexpected pickle protocol: the error that follows says more
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it refers to {found[1]}, which is not loaded for safety" if found else "it is no file of torch.save"
         raise ValueError(f"{path}: not a model file this toolkit reads: {reason}") from None
     except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not a model file, or one cut short: {str(error).splitlines()[0]}") from None
+        reason = str(error).partition("\n")[0] or "it ends too early"
+        raise ValueError(f"{path}: not a model file, or one cut short: {reason}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a model file: it holds a {type(content).__name__}, expected a dict")
     return content

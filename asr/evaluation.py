@@ -79,8 +79,8 @@ def evaluate(
     decoder: GreedyDecoder,
     runtime: Runtime,
     keep_output: dict[int, Tensor] | None = None,
-) -> list[Hypothesis]:
-    """The best hypothesis of every utterance, in the order of the data set's indices, not of the batches.
+) -> dict[int, Hypothesis]:
+    """The best hypothesis of every utterance under its index, in the order of the data set, not of the batches.
 
     `keep_output`, if given, receives each utterance's log probabilities (L, C) under its index.
     """
@@ -89,12 +89,13 @@ def evaluate(
     found: dict[int, Hypothesis] = {}
     for batch in batches:
         log_probs, out_lens = acoustic_output(model, batch, runtime)
-        for row, (index, hypotheses) in enumerate(zip(batch.indices.tolist(), decoder.decode(log_probs, out_lens), strict=True)):
-            found[index] = hypotheses[0]
+        hypotheses = decoder.decode(log_probs, out_lens)
+        for row, index in enumerate(batch.indices.tolist()):
+            found[index] = hypotheses[row][0]
             if keep_output is not None:
                 keep_output[index] = log_probs[row, : out_lens[row]].clone()
     model.train(was_training)
-    return [found[index] for index in sorted(found)]
+    return dict(sorted(found.items()))
 
 
 def save_output(path: str | Path, outputs: dict[int, Tensor], references: Sequence[str], symbols: Sequence[str]) -> None:
@@ -103,7 +104,7 @@ def save_output(path: str | Path, outputs: dict[int, Tensor], references: Sequen
     Arrays: log_probs (sum of all L, C) float32, utterance after utterance; lens (N,) frames of each; references (N,) and
     labels (C,) text.
     """
-    ordered = [outputs[index].numpy() for index in range(len(outputs))]
+    ordered = [outputs[index].numpy() for index in sorted(outputs)]
     arrays = {
         "log_probs": np.concatenate(ordered),
         "lens": np.array([len(output) for output in ordered]),

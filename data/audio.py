@@ -46,7 +46,8 @@ def load_audio(
 def audio_duration(source: Path | str | BinaryIO) -> float:
     """Length of a recording in seconds, from its headers: a manifest of thousands is checked before training starts.
 
-    Raises: as load_audio, for what headers can tell. A flac cut short and damage inside a file show only when read.
+    Raises: as load_audio, for what headers can tell. Damage inside a file, and a flac cut within its last frame, show
+        only when read.
     """
     with _opened(source) as file:
         if file.frames == 0:
@@ -101,7 +102,8 @@ def _segment(file: soundfile.SoundFile, offset: float, duration: float | None) -
     """First sample and number of samples of a segment given in seconds, at the file's own rate."""
     if not 0 <= offset < float("inf") or (duration is not None and not 0 < duration < float("inf")):
         raise ValueError(f"segment of {duration} s from {offset} s: expected an offset >= 0 and a duration > 0")
-    start, rest = round(offset * file.samplerate), file.frames - round(offset * file.samplerate)
+    start = round(offset * file.samplerate)
+    rest = file.frames - start
     count = rest if duration is None else round(duration * file.samplerate)
     if rest < count <= rest + ROUNDING * file.samplerate:
         count = rest
@@ -141,10 +143,11 @@ def _checked_wave(wave_SC: np.ndarray, count: int) -> np.ndarray:
         raise ValueError("no samples")
     if wave_SC.dtype == np.int16:
         wave_SC = np.multiply(wave_SC, np.float32(1 / 32768), dtype=np.float32)
-    wave = wave_SC[:, 0] if channels == 1 else wave_SC @ np.full(channels, 1 / channels, dtype=np.float32)
-    loudest = max(wave.max(), -wave.min())
+    loudest = max(wave_SC.max(), -wave_SC.min())
     if not np.isfinite(loudest):
         raise ValueError("damaged: some samples are not finite numbers (NaN or infinity)")
     if loudest > LOUDEST:
         raise ValueError(f"samples up to {loudest:g}, full scale is 1: damaged, or integers stored as floats")
-    return wave
+    if channels == 1:
+        return wave_SC[:, 0]
+    return wave_SC @ np.full(channels, 1 / channels, dtype=np.float32)

@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from os import PathLike
 
 from tqdm import tqdm
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from config import AudioConfig
 from data.audio import ROUNDING, audio_duration
 from data.features import frame_count
-from data.labels import Labels
+from data.labels import Labels, frames_needed
 from data.manifest import Utterance, read_manifest, read_transcript
 
 MISSING_AUDIO = "missing audio"
@@ -115,11 +114,11 @@ def check_utterance(
     # a recording that is no window long has its problem already
     if output_frames and text and duration is not None and not problems_of(problems, SHORT_AUDIO):
         frames = output_frames(frame_count(_samples(duration, audio), audio))
-        repeats = sum(left == right for left, right in pairwise(text))
-        if frames < len(text) + repeats:
+        needed = frames_needed(text)
+        if frames < needed:
             detail = (
                 f"{utterance.audio}: {duration:.2f} s give {frames} output frames: "
-                f"expected at least {len(text) + repeats}, for {len(text)} characters and {repeats} repeats"
+                f"expected at least {needed}, for {len(text)} characters and {needed - len(text)} repeats"
             )
             hint = "a wrong transcript, a cut recording, or a model with too long a window stride"
             problems.append(Problem(SHORT_FOR_CTC, utterance.where, detail, hint=hint))

@@ -154,9 +154,7 @@ def _check_w64(file: BinaryIO, size: int, head: bytes) -> None:
         identifier, length = layout.unpack(file.read(layout.size))
         if identifier.startswith(b"data"):
             _expect(size - start, length)
-        start += max(
-            layout.size, length + -length % 8
-        )  # the length counts its own header; chunks start at multiples of 8
+        start += max(layout.size, length + -length % 8)  # the length counts its header; chunks start at multiples of 8
 
 
 def _check_au(file: BinaryIO, size: int, head: bytes) -> None:

@@ -4,9 +4,10 @@ F frequency bins, T frames, B utterances, N target labels of one utterance, M of
 """
 
 import signal
+import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,23 +17,23 @@ from torch import Tensor
 from config import AudioConfig, AugmentConfig
 from data.audio import load_audio
 from data.augment import augment
-from data.features import spectrogram
-from data.labels import Labels
+from data.features import frame_count, spectrogram
+from data.labels import Labels, frames_needed
 from data.manifest import Utterance
+from data.samplers import LengthBatchSampler, SampleKey
 from data.spec_augment import spec_augment
-
-
-class SampleKey(NamedTuple):
-    """Which utterance, and in which epoch it is asked for: all that its augmentation depends on, besides the seed."""
-
-    epoch: int
-    index: int
 
 
 class Sample(NamedTuple):
     spect: Tensor  # (F, T)
     target: Tensor  # (N,) int64
     index: int  # of the utterance
+
+
+class BadSample(NamedTuple):
+    """An utterance that passed the check of its header and turned out broken when it was read."""
+
+    message: str
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,19 @@ class Batch:
     targets: Tensor  # (M,) int64
     target_lens: Tensor  # (B,) int64
     indices: Tensor  # (B,) int64, which utterances these are
+    problems: tuple[str, ...] = ()  # what was wrong with utterances that should have been here as well
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "problems"}
+        return replace(self, **moved)
 
 
 class SpectrogramDataset(torch.utils.data.Dataset):
     """Spectrogram and target of each utterance, asked for by SampleKey (or index, which is epoch 0).
 
     Without `labels` targets are empty: enough to evaluate, where references may hold what the labels do not.
+    `output_frames` is the model's length formula, by which an augmented utterance is known to be still long enough for its
+    transcript.
     """
 
     def __init__(
@@ -62,29 +67,42 @@ class SpectrogramDataset(torch.utils.data.Dataset):
         labels: Labels | None = None,
         augmentation: AugmentConfig | None = None,
         seed: int = 0,
+        output_frames: Callable[[int], int] | None = None,
     ):
         self.utterances, self.audio, self.labels = utterances, audio, labels
-        self.augmentation, self.seed = augmentation, seed
+        self.augmentation, self.seed, self.output_frames = augmentation, seed, output_frames
 
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, key: SampleKey | int) -> Sample:
+    def __getitem__(self, key: SampleKey | int) -> Sample | BadSample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         utterance = self.utterances[index]
-        wave = load_audio(utterance.audio, self.audio.sample_rate, *utterance.segment)
-        if self.augmentation is None:
-            spect = spectrogram(wave, self.audio)
-        else:
-            rng = np.random.default_rng((self.seed, epoch, index))
-            spect = spectrogram(augment(wave, self.augmentation, rng), self.audio)
-            spect = spec_augment(spect, self.augmentation, rng)
+        try:
+            wave = load_audio(utterance.audio, self.audio.sample_rate, *utterance.segment)
+            spect = self._spectrogram(wave, utterance, np.random.default_rng((self.seed, epoch, index)))
+        except (ValueError, OSError) as error:
+            return BadSample(f"{utterance.where}: {error}")
         target = self.labels.encode(utterance.text) if self.labels else np.empty(0, np.int64)
         return Sample(spect, torch.from_numpy(target), index)
 
+    def _spectrogram(self, wave: np.ndarray, utterance: Utterance, rng: np.random.Generator) -> Tensor:
+        if self.augmentation is None:
+            return spectrogram(wave, self.audio)
+        augmented = augment(wave, self.augmentation, rng)
+        frames = self.output_frames(frame_count(len(augmented), self.audio))
+        if frames < frames_needed(utterance.text):  # played so fast that CTC could no longer align it
+            augmented = wave
+        return spec_augment(spectrogram(augmented, self.audio), self.augmentation, rng)
 
-def collate(samples: Sequence[Sample]) -> Batch:
+
+def collate(samples: Sequence[Sample | BadSample]) -> Batch:
     """Pad to the longest of the batch, with the zeros that the network masks."""
+    problems = tuple(sample.message for sample in samples if isinstance(sample, BadSample))
+    samples = [sample for sample in samples if isinstance(sample, Sample)]
+    if not samples:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Batch(torch.empty(0, 1, 0, 0), nothing, nothing, nothing, nothing, problems)
     lens = [sample.spect.shape[1] for sample in samples]
     spects = torch.zeros(len(samples), 1, samples[0].spect.shape[0], max(lens))
     for row, sample in zip(spects, samples, strict=True):
@@ -95,24 +113,44 @@ def collate(samples: Sequence[Sample]) -> Batch:
         torch.cat([sample.target for sample in samples]),
         torch.tensor([len(sample.target) for sample in samples]),
         torch.tensor([sample.index for sample in samples]),
+        problems,
     )
 
 
-def make_loader(
-    dataset: SpectrogramDataset, batches: torch.utils.data.Sampler, num_workers: int
-) -> torch.utils.data.DataLoader:
-    """Batches in the sampler's order, made by `num_workers` processes that live as long as the loader; 0: by this one."""
-    with warnings.catch_warnings():
-        # More workers than cores is the user's choice to make.
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        return torch.utils.data.DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=_leave_interrupts_to_the_parent,
-        )
+class BatchLoader:
+    """Batches in the sampler's order, made by `num_workers` processes that live as long as the loader; 0: by this one.
+
+    An utterance that cannot be read after all stops the iteration with a ValueError naming it, or with `on_bad_data="skip"` is
+    left out and told on standard error.
+    """
+
+    def __init__(
+        self, dataset: SpectrogramDataset, sampler: LengthBatchSampler, num_workers: int, on_bad_data: str = "fail"
+    ):
+        self.on_bad_data = on_bad_data
+        with warnings.catch_warnings():
+            # More workers than cores is the user's choice to make.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            self._batches = torch.utils.data.DataLoader(
+                dataset,
+                batch_sampler=sampler,
+                collate_fn=collate,
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+                worker_init_fn=_leave_interrupts_to_the_parent,
+            )
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            if batch.problems and self.on_bad_data == "fail":
+                raise ValueError(f"{batch.problems[0]}; fix it, or pass --on-bad-data skip to leave it out")
+            for problem in batch.problems:
+                print(f"left out: {problem}", file=sys.stderr)
+            if len(batch.spect_lens):
+                yield batch
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:

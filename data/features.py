@@ -12,7 +12,7 @@ __all__ = ["AudioConfig", "frame_count", "spectrogram"]
 
 # A spectrogram that varies less than this is silence: one bit of a 24-bit recording as noise already varies more.
 # Dividing by it instead keeps silence at zero and rounding errors from being blown up into something like speech.
-SILENCE_STD = 1e-6
+SILENCE_STD = 1e-7
 
 # The predecessor divided 16-bit samples by 32767, libsndfile divides by 32768. Its models were taught the louder sound,
 # and the logarithm keeps the difference: up to 1.3e-4 of a normalised spectrogram. The window makes up for it.

@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 
@@ -18,6 +19,11 @@ def normalize_transcript(text: str) -> str:
     Unicode NFC; every run of white space, line breaks included, becomes one space; none at either end.
     """
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def frames_needed(text: str) -> int:
+    """The fewest output frames CTC can align a text to: one for each character, and a blank between two alike."""
+    return len(text) + sum(left == right for left, right in pairwise(text))
 
 
 class Labels:

@@ -139,7 +139,7 @@ def _promised_frames(frame: bytes) -> int | None:
 
 
 def _with_size(data: bytes) -> bytes:
-    """Correct the count of bytes in the length header, where encoders disagree on what to count and mpg123 complains."""
+    """Correct the count of bytes in the length header, as encoders disagree on what to count and mpg123 complains."""
     where = _side_info_end(data) + 4
     flags = int.from_bytes(data[where : where + 4], "big")
     if not flags & 2:

@@ -1,12 +1,18 @@
 """Which utterances meet in a batch, and in which order."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from data.dataset import SampleKey
-
 LENGTH_JITTER = 0.05  # lengths are taken for up to this share longer or shorter when batches are formed anew
+
+
+class SampleKey(NamedTuple):
+    """Which utterance, and in which epoch it is asked for: all that its augmentation depends on, besides the seed."""
+
+    epoch: int
+    index: int
 
 
 class LengthBatchSampler:

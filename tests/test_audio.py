@@ -318,6 +318,7 @@ def test_samples_that_cannot_be():
         audio_duration(io.BytesIO(floats(np.zeros(0))))
     for value in (np.nan, np.inf, -np.inf):
         assert "not finite" in fault(floats(np.array([0.0, value, 0.5])))
+        assert "not finite" in fault(floats(np.array([[0.0, 0.1], [value, -value], [0.5, 0.5]])))
     assert "integers stored as floats" in fault(floats(speechlike() * 32768))
     loud = load_audio(io.BytesIO(floats(speechlike() * 4)), RATE)
     np.testing.assert_allclose(loud, speechlike() * 4, atol=1e-6)

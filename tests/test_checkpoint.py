@@ -1,0 +1,112 @@
+"""Model files: what is written comes back, half a file never exists, and nothing in a file is executed."""
+
+import pickle
+
+import pytest
+import torch
+from shared_data import GOLDEN, needs_shared
+
+from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from config import AudioConfig, ModelConfig
+from data.labels import Labels
+from model import DeepSpeech
+
+LABELS = Labels(["_", "A", "B", " "])
+
+
+def checkpoint(**kwargs) -> Checkpoint:
+    config = ModelConfig(num_labels=4, freq_bins=81, hidden_size=8, hidden_layers=2, **kwargs)
+    return Checkpoint(
+        model=config,
+        audio=AudioConfig(sample_rate=8000, window="hann"),
+        labels=LABELS,
+        weights=DeepSpeech(config).state_dict(),
+        epoch=2,
+        history=[{"loss": 9.0, "wer": 80.0, "cer": 50.0}, {"loss": 3.0, "wer": 40.0, "cer": 20.0}],
+    )
+
+
+@pytest.mark.parametrize("kind", [{}, {"bidirectional": False, "lookahead_context": 7}, {"rnn_type": "lstm"}], ids=str)
+def test_what_is_saved_is_what_is_loaded(tmp_path, kind):
+    saved = checkpoint(**kind)
+    save_checkpoint(saved, tmp_path / "deep" / "model.pth")
+    loaded = load_checkpoint(tmp_path / "deep" / "model.pth")
+    assert (loaded.model, loaded.audio, loaded.labels) == (saved.model, saved.audio, saved.labels)
+    assert (loaded.epoch, loaded.history) == (saved.epoch, saved.history)
+    model = loaded.build_model()
+    assert not model.training
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, saved.weights[name]), name
+
+
+def test_description_says_what_people_look_for(tmp_path):
+    save_checkpoint(checkpoint(), tmp_path / "model.pth")
+    text = load_checkpoint(tmp_path / "model.pth").describe()
+    for words in ("model.pth", "gru", "_AB ", "8000", "hann", "Epochs", "3.000", "20.000", "40.000"):
+        assert words in text
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"old")
+
+    def crash(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, crash)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_code_in_a_file_is_not_run(tmp_path, capsys):
+    torch.save({"format": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth.*print"):
+        load_checkpoint(tmp_path / "evil.pth")
+    assert "executed" not in capsys.readouterr().out
+
+
+def broken_files(path):
+    good = path.parent / "good.pth"
+    save_checkpoint(checkpoint(), good)
+    whole = good.read_bytes()
+    yield "cut", lambda: path.write_bytes(whole[: len(whole) // 2])
+    yield "empty", lambda: path.write_bytes(b"")
+    yield "text", lambda: path.write_text("not a model\n" * 100)
+    yield "plain pickle", lambda: path.write_bytes(pickle.dumps({"a": 1}))
+    yield "list", lambda: torch.save([1, 2], path)
+    yield "another dict", lambda: torch.save({"weights": {}}, path)
+    content = torch.load(good, weights_only=True)
+    yield "without labels", lambda: torch.save({k: v for k, v in content.items() if k != "labels"}, path)
+    yield "later field", lambda: torch.save(content | {"model": content["model"] | {"moe_experts": 8}}, path)
+    fewer = {k: v for k, v in content["weights"].items() if k != "head.weight"}
+    yield "without a head", lambda: torch.save(content | {"weights": fewer}, path)
+
+
+def test_what_is_no_model_file_gets_one_line_that_names_it(tmp_path):
+    path = tmp_path / "broken.pth"
+    for name, make in broken_files(path):
+        make()
+        with pytest.raises(ValueError) as error:
+            load_checkpoint(path)
+        assert str(error.value).startswith(str(path)), name
+        assert "\n" not in str(error.value), name
+
+
+@needs_shared
+@pytest.mark.parametrize("folder", ["bigru_64x3", "unigru_lookahead20_64x2"])
+def test_the_predecessors_file_describes_itself(folder):
+    text = load_checkpoint(GOLDEN / folder / "deepspeech_2.pth.tar").describe()
+    assert "deepspeech.pytorch" in text and "64" in text and "Current WER" in text
+
+
+@needs_shared
+def test_a_release_1_file_is_recognised():
+    with pytest.raises(ValueError, match=r"release 1\.x"):
+        load_checkpoint(GOLDEN / "v12_bigru_64x2" / "deepspeech_2.pth")
