@@ -38,9 +38,7 @@ class GreedyDecoder:
         # A label starts where it is not blank and differs from the frame before. Labels are compared as indices.
         starts = best != BLANK
         starts[:, 1:] &= best[:, 1:] != best[:, :-1]
-        return [
-            [self._hypothesis(best[b, :n], starts[b, :n], scores[b, :n])] for b, n in enumerate(lens.tolist())
-        ]
+        return [[self._hypothesis(best[b, :n], starts[b, :n], scores[b, :n])] for b, n in enumerate(lens.tolist())]
 
     def _hypothesis(self, best: Tensor, starts: Tensor, scores: Tensor) -> Hypothesis:
         frames = torch.nonzero(starts).flatten().tolist()

@@ -181,8 +181,10 @@ class DeepSpeech(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> int:
-    from asr.checkpoint import load_checkpoint  # only here: the module itself imports nothing but torch and its settings
-    from asr.options import argument_parser, run_script
+    from asr.checkpoint import (
+        load_checkpoint,  # only here: the module itself imports nothing but torch and its settings
+    )
+    from data.command_line import argument_parser, run_script
 
     parser = argument_parser(__doc__)
     parser.add_argument("--model-path", default="models/deepspeech_final.pth", help="model file to describe")

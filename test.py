@@ -1,18 +1,19 @@
 """Measure a model's word and character error rate on the utterances of a manifest.
 
-    python test.py --model-path models/deepspeech_final.pth --test-manifest data/test_manifest.csv
+python test.py --model-path models/deepspeech_final.pth --test-manifest data/test_manifest.csv
 """
 
 import argparse
 
 from asr import options
+from data.command_line import argument_parser, number, run_script
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.argument_parser(__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--test-manifest", default="data/test_manifest.csv", help="utterances to transcribe")
-    parser.add_argument("--batch-size", type=options.number(int, 1), default=20, help="utterances per batch")
-    parser.add_argument("--num-workers", type=options.number(int, 0), default=4, help="data-loading processes; 0: none")
+    parser.add_argument("--batch-size", type=number(int, 1), default=20, help="utterances per batch")
+    parser.add_argument("--num-workers", type=number(int, 0), default=4, help="data-loading processes; 0: none")
     parser.add_argument("--verbose", action="store_true", help="reference, hypothesis, WER and CER of each utterance")
     parser.add_argument(
         "--save-output", metavar="FILE", help="write the log probabilities there (.npz), for language model tuning"
@@ -54,7 +55,7 @@ def test(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return options.run_script(lambda: test(args))
+    return run_script(lambda: test(args))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asr import options
+from data.command_line import argument_parser, number, run_script
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.argument_parser(__doc__)
-    number = options.number
+    parser = argument_parser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--train-manifest", default="data/train_manifest.csv", help="utterances to learn from")
     data.add_argument("--val-manifest", default="data/val_manifest.csv", help="utterances to judge each epoch by")
@@ -40,7 +40,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     options.add_augment_options(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--epochs", type=number(int, 1), default=70, help="passes over the training manifest")
-    run.add_argument("--early-stopping", type=number(int, 0), default=0, help="stop after N epochs without a better WER")
+    run.add_argument(
+        "--early-stopping", type=number(int, 0), default=0, help="stop after N epochs without a better WER"
+    )
     run.add_argument("--seed", type=number(int, 0), default=123456, help="every random choice follows from it")
     run.add_argument("--cuda", action="store_true", help="train on CUDA")
     options.add_precision_option(run)
@@ -80,7 +82,11 @@ def train(args: argparse.Namespace) -> None:
     model = DeepSpeech(config).to(runtime.device)
     optimizer = build_optimizer(optimization, model)
     order = LengthBatchSampler(
-        [u.duration for u in train_set], args.batch_size, shuffle=args.shuffle, sorta_grad=args.sorta_grad, seed=args.seed
+        [u.duration for u in train_set],
+        args.batch_size,
+        shuffle=args.shuffle,
+        sorta_grad=args.sorta_grad,
+        seed=args.seed,
     )
     augmentation = options.config_from(AugmentConfig, args)
     dataset = SpectrogramDataset(train_set, audio, labels, augmentation, args.seed, output_frames)
@@ -110,7 +116,8 @@ def train(args: argparse.Namespace) -> None:
         found = evaluate(model, progress_bar(val_loader, "validating"), decoder, runtime)
         errors = count_errors((val_set[i].text for i in found), (h.text for h in found.values()), args.cer_spaces)
         print(
-            f"Validation Summary Epoch: [{epoch}]\tAverage WER {errors.wer:.3f}\tAverage CER {errors.cer:.3f}", flush=True
+            f"Validation Summary Epoch: [{epoch}]\tAverage WER {errors.wer:.3f}\tAverage CER {errors.cer:.3f}",
+            flush=True,
         )
         checkpoint.epoch = epoch
         checkpoint.history.append({"loss": loss, "wer": errors.wer, "cer": errors.cer})
@@ -148,13 +155,17 @@ def train_epoch(model, loader, optimizer, optimization, runtime, epoch, epochs, 
             indices = [i for batch in group for i in batch.indices.tolist()]
             if result.skipped:
                 names = ", ".join(utterances[i].where for i in indices)
-                print(f"loss {result.loss}, gradient norm {result.grad_norm}: update left out: {names}", file=sys.stderr)
+                print(
+                    f"loss {result.loss}, gradient norm {result.grad_norm}: update left out: {names}", file=sys.stderr
+                )
             else:
                 total_loss += result.loss * len(indices)
                 done += len(indices)
             audio_seconds += sum(utterances[i].duration for i in indices)
             speed = audio_seconds / (time.monotonic() - started)
-            bar.set_postfix_str(f"loss {total_loss / max(done, 1):.2f}, lr {rate:.1e}, {speed:.1f} audio s/s", refresh=False)
+            bar.set_postfix_str(
+                f"loss {total_loss / max(done, 1):.2f}, lr {rate:.1e}, {speed:.1f} audio s/s", refresh=False
+            )
             bar.update(len(indices))
     if not done:
         raise ValueError("every update of an epoch was left out for a loss that is not finite; lower --lr")
@@ -184,7 +195,7 @@ def progress_bar(items=None, desc: str | None = None, **kwargs):
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return options.run_script(lambda: train(args))
+    return run_script(lambda: train(args))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import argparse
 import json
 
 from asr import options
+from data.command_line import argument_parser, run_script
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = options.argument_parser(__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--audio-path", default="audio.wav", help="recording to transcribe")
     parser.add_argument("--offsets", action="store_true", help="add the output frame at which each character starts")
     options.add_inference_options(parser)
@@ -29,7 +30,7 @@ def transcribe(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return options.run_script(lambda: transcribe(args))
+    return run_script(lambda: transcribe(args))
 
 
 if __name__ == "__main__":

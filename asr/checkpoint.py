@@ -1,8 +1,8 @@
 """Model files: written whole or not at all, read without running code from them.
 
 A file holds a dict of tensors and plain values: what rebuilds the network (settings, labels, weights) and, while a training
-goes on, what continues it. Files of the predecessor's releases 2.0 and spring 2020 are read too; their parameters are renamed to
-ours, and their numbers stay what they were.
+goes on, what continues it. Files of the predecessor's releases 2.0 and spring 2020 are read too; their parameters are
+renamed to ours, and their numbers stay what they were.
 """
 
 import os
@@ -54,7 +54,9 @@ class Checkpoint:
             "RNN type": self.model.rnn_type,
             "RNN layers": self.model.hidden_layers,
             "RNN size": self.model.hidden_size,
-            "Bidirectional": "yes" if self.model.bidirectional else f"no, lookahead {self.model.lookahead_context} frames",
+            "Bidirectional": "yes"
+            if self.model.bidirectional
+            else f"no, lookahead {self.model.lookahead_context} frames",
             "Parameters": f"{sum(w.numel() for name, w in self.weights.items() if not BUFFER.search(name)):,}",
             "Classes": len(self.labels),
             "Labels": "".join(self.labels.symbols),
@@ -122,7 +124,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         elif "state_dict" in content and "audio_conf" in content:
             checkpoint = _from_2020(content)
         else:
-            raise ValueError(f"expected a model file; it is a dict of {', '.join(map(str, list(content)[:6])) or 'nothing'}")
+            raise ValueError(
+                f"expected a model file; it is a dict of {', '.join(map(str, list(content)[:6])) or 'nothing'}"
+            )
         _check_weights(checkpoint)
     except KeyError as error:
         raise ValueError(f"{path}: not a whole model file: {error} is missing in it") from None

@@ -31,7 +31,10 @@ class Errors:
         gap = " " if cer_spaces else ""
         ref_chars, hyp_chars = gap.join(ref_words), gap.join(hyp_words)
         return cls(
-            Levenshtein.distance(ref_words, hyp_words), len(ref_words), Levenshtein.distance(ref_chars, hyp_chars), len(ref_chars)
+            Levenshtein.distance(ref_words, hyp_words),
+            len(ref_words),
+            Levenshtein.distance(ref_chars, hyp_chars),
+            len(ref_chars),
         )
 
     def __add__(self, other: "Errors") -> "Errors":
@@ -98,7 +101,9 @@ def evaluate(
     return dict(sorted(found.items()))
 
 
-def save_output(path: str | Path, outputs: dict[int, Tensor], references: Sequence[str], symbols: Sequence[str]) -> None:
+def save_output(
+    path: str | Path, outputs: dict[int, Tensor], references: Sequence[str], symbols: Sequence[str]
+) -> None:
     """Write log probabilities for tuning a language model, as one .npz without pickled objects.
 
     Arrays: log_probs (sum of all L, C) float32, utterance after utterance; lens (N,) frames of each; references (N,) and

@@ -5,57 +5,12 @@ Nothing here imports torch, so that every script's --help answers at once.
 
 import argparse
 import dataclasses
-import os
-import sys
-from collections.abc import Callable
 from typing import TypeVar
 
 from config import RNN_TYPES, WINDOWS, AudioConfig, AugmentConfig, DecoderConfig, ModelConfig, OptimizerConfig
+from data.command_line import UsageError, number
 
 Config = TypeVar("Config")
-
-STATUS_FAILED, STATUS_USAGE, STATUS_INTERRUPTED = 1, 2, 130
-
-
-class UsageError(ValueError):
-    """What was typed cannot be meant: exit status 2, where a failure of the work itself is 1."""
-
-
-def argument_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser whose help is the script's docstring, as it stands, and the default of every flag."""
-
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    # Abbreviated flags are refused: a flag added later would change what an abbreviation means.
-    return argparse.ArgumentParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
-
-
-def run_script(work: Callable[[], int | None]) -> int:
-    """Run a script's work and turn what went wrong into one line on standard error and an exit status.
-
-    ASR_TRACEBACK=1 in the environment shows the traceback instead, for whoever is debugging.
-    """
-    try:
-        return work() or 0
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return STATUS_INTERRUPTED
-    except BrokenPipeError:  # `| head` has read enough; what is still buffered must not raise again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return STATUS_FAILED
-    except (ValueError, OSError) as error:
-        if os.environ.get("ASR_TRACEBACK"):
-            raise
-        print(f"error: {message(error)}", file=sys.stderr)
-        return STATUS_USAGE if isinstance(error, UsageError) else STATUS_FAILED
-
-
-def message(error: Exception) -> str:
-    """`path: what went wrong`, also for errors of the operating system, whose own text begins with a number."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
 
 
 def config_from(cls: type[Config], args: argparse.Namespace, **known: object) -> Config:
@@ -67,33 +22,16 @@ def config_from(cls: type[Config], args: argparse.Namespace, **known: object) ->
         raise UsageError(str(error)) from None
 
 
-def number(kind: type, at_least: float | None = None, at_most: float | None = None, above: float | None = None) -> Callable:
-    """An argparse type for numbers with bounds."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
-            ) from None
-        if at_least is not None and not value >= at_least:
-            raise argparse.ArgumentTypeError(f"{text}: expected at least {at_least}")
-        if at_most is not None and not value <= at_most:
-            raise argparse.ArgumentTypeError(f"{text}: expected at most {at_most}")
-        if above is not None and not above < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text}: expected more than {above}")
-        return value
-
-    return parse
-
-
 def add_audio_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("spectrogram")
     default = AudioConfig()
-    group.add_argument("--sample-rate", type=number(int, 1), default=default.sample_rate, help="Hz of the model's audio")
+    group.add_argument(
+        "--sample-rate", type=number(int, 1), default=default.sample_rate, help="Hz of the model's audio"
+    )
     group.add_argument("--window-size", type=number(float, above=0), default=default.window_size, help="frame, seconds")
-    group.add_argument("--window-stride", type=number(float, above=0), default=default.window_stride, help="hop, seconds")
+    group.add_argument(
+        "--window-stride", type=number(float, above=0), default=default.window_stride, help="hop, seconds"
+    )
     group.add_argument("--window", choices=WINDOWS, default=default.window, help="window function")
 
 
@@ -162,16 +100,16 @@ def add_augment_options(parser: argparse.ArgumentParser) -> None:
         default=default.speed_perturb,
         help="play each utterance up to this share faster or slower, pitch and all (0.1: speeds 0.9 to 1.1)",
     )
-    group.add_argument("--spec-augment", action="store_true", help="SpecAugment masks; the next five flags are its policy")
+    group.add_argument(
+        "--spec-augment", action="store_true", help="SpecAugment masks; the next five flags are its policy"
+    )
     group.add_argument(
         "--num-freq-masks", type=number(int, 0), default=default.num_freq_masks, help="m_F of the paper: masks"
     )
     group.add_argument(
         "--freq-mask-width", type=number(int, 0), default=default.freq_mask_width, help="F: bins per mask, at most"
     )
-    group.add_argument(
-        "--num-time-masks", type=number(int, 0), default=default.num_time_masks, help="m_T: masks"
-    )
+    group.add_argument("--num-time-masks", type=number(int, 0), default=default.num_time_masks, help="m_T: masks")
     group.add_argument(
         "--time-mask-width", type=number(int, 0), default=default.time_mask_width, help="T: frames per mask, at most"
     )

@@ -9,10 +9,11 @@ import torch
 
 from asr.checkpoint import load_checkpoint
 from asr.evaluation import acoustic_output
-from asr.options import UsageError, config_from
+from asr.options import config_from
 from asr.runtime import Runtime
 from config import DecoderConfig
 from data.audio import load_audio
+from data.command_line import UsageError
 from data.dataset import Sample, collate
 from data.features import spectrogram
 from decoder import Hypothesis, build_decoder

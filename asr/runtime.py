@@ -20,7 +20,7 @@ class Runtime:
         """Raises: ValueError if CUDA is asked for where there is none."""
         if cuda and not torch.cuda.is_available():
             raise ValueError(
-                f"--cuda: this machine has no usable CUDA device (torch {torch.__version__}); leave the flag out to run on the CPU"
+                f"--cuda: this machine has no CUDA device that torch {torch.__version__} can use; without it, the CPU is used"
             )
         return cls(torch.device("cuda" if cuda else "cpu"), precision)
 

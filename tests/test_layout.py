@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "data": {"config", "data"},
     "asr": {"config", "data", "model", "decoder", "asr"},
     "recipes": {"config", "data"},
-    **dict.fromkeys(SCRIPTS, {"config", "data", "model", "decoder", "asr"}),
+    **{script: {"config", "data", "model", "decoder", "asr"} for script in SCRIPTS},
 }
 FILES = sorted(path for pattern in ("*.py", "asr/*.py", "data/*.py", "recipes/*.py") for path in ROOT.glob(pattern))
 

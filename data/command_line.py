@@ -1,0 +1,80 @@
+"""What every command shares, corpus scripts included: how flags are read, and how a run ends that goes wrong."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+STATUS_FAILED, STATUS_USAGE, STATUS_INTERRUPTED = 1, 2, 130
+
+
+class UsageError(ValueError):
+    """What was typed cannot be meant: exit status 2, where a failure of the work itself is 1."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, whose errors are one line without the usage before it, which for train.py fills a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(STATUS_USAGE, f"error: {message} (--help lists the flags)\n")
+
+
+def argument_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the script's docstring, as it stands, and the default of every flag."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    # Abbreviated flags are refused: a flag added later would change what an abbreviation means.
+    return OneLineParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
+
+
+def run_script(work: Callable[[], int | None]) -> int:
+    """Run a script's work and turn what went wrong into one line on standard error and an exit status.
+
+    ASR_TRACEBACK=1 in the environment shows the traceback instead, for whoever is debugging.
+    """
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return STATUS_INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough; what is still buffered must not raise again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STATUS_FAILED
+    except (ValueError, OSError) as error:
+        if os.environ.get("ASR_TRACEBACK"):
+            raise
+        print(f"error: {message(error)}", file=sys.stderr)
+        return STATUS_USAGE if isinstance(error, UsageError) else STATUS_FAILED
+
+
+def message(error: Exception) -> str:
+    """`path: what went wrong`, also for errors of the operating system, whose own text begins with a number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def number(
+    kind: type, at_least: float | None = None, at_most: float | None = None, above: float | None = None
+) -> Callable:
+    """An argparse type for numbers with bounds."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            ) from None
+        if at_least is not None and not value >= at_least:
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {at_least}")
+        if at_most is not None and not value <= at_most:
+            raise argparse.ArgumentTypeError(f"{text}: expected at most {at_most}")
+        if above is not None and not above < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: expected more than {above}")
+        return value
+
+    return parse
