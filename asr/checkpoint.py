@@ -10,7 +10,6 @@ import pickle
 import re
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -146,7 +145,9 @@ def _read_plain(path: str | Path) -> dict:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it refers to {found[1]}, which is not loaded for safety" if found else "it is no file of torch.save"
         raise ValueError(f"{path}: not a model file this toolkit reads: {reason}") from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # an unpickler given what is no pickle may raise anything
         reason = str(error).partition("\n")[0] or "it ends too early"
         raise ValueError(f"{path}: not a model file, or one cut short: {reason}") from None
     if not isinstance(content, dict):

@@ -46,11 +46,12 @@ from data.manifest import Utterance, sort_by_duration, write_manifest
 FORMATS = ("wav", "flac")
 RECIPE = 1  # raise it when the same arguments no longer give the same corpus
 
-# A speaker is one of eSpeak's variants, and speaks in every accent; accent+speaker is a voice. Chosen from a table of
-# pitch, level and long-term spectrum of each: none whispers, croaks or distorts, and no two are close to the same.
+# A speaker is one of eSpeak's variants, and speaks in every accent; accent+speaker is a voice. Chosen by
+# measurement: no two have the same pitch and spectrum, none distorts, and a network that never heard them understands
+# them (variants such as david, steph and marcelo, of which it misses more than half the words, are left out).
 ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan")
-TRAIN_SPEAKERS = ("m1", "m2", "m3", "m5", "m7", "f1", "f2", "f4", "f5", "Alex", "Annie", "edward", "michel", "steph")
-VAL_SPEAKERS = ("m4", "m6", "f3", "marcelo")
+TRAIN_SPEAKERS = ("m1", "m2", "m3", "m5", "m7", "f1", "f2", "f4", "f5", "Alex", "Annie", "belinda", "michel", "robert")
+VAL_SPEAKERS = ("m4", "m6", "f3", "linda")
 
 DIGITS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 TEENS = (

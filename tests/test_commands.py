@@ -1,0 +1,229 @@
+"""The commands as people type them: train, test, transcribe and describe a model on speech-like tones made here."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+TONES = {"A": 400, "B": 900, "C": 1600}  # Hz: each letter is a beep
+SMALL = "--hidden-size 32 --hidden-layers 1 --batch-size 8 --num-workers 1 --optimizer adamw --lr 0.01 --max-norm 100".split()
+
+
+def run(script: str, *args, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **kwargs)
+
+
+def write_utterance(folder: Path, name: str, text: str) -> str:
+    """Beeps for letters, silence for spaces; returns the manifest's line."""
+    rng = np.random.default_rng(len(text))
+    parts = [rng.normal(0, 0.001, 1600)]
+    for letter in text:
+        t = np.arange(2400) / 16000
+        beep = 0.3 * np.sin(2 * np.pi * TONES[letter] * t) if letter in TONES else np.zeros(3200)
+        parts += [beep, np.zeros(800)]
+    wave = np.concatenate(parts)
+    soundfile.write(folder / f"{name}.wav", wave + rng.normal(0, 0.001, len(wave)), 16000)
+    (folder / f"{name}.txt").write_text(text + "\n")
+    return f"{name}.wav,{name}.txt\n"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A folder with labels, a training manifest of 64 utterances and a validation manifest of 8."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(4)
+    words = ["".join(rng.choice(list("ABC"), rng.integers(1, 4))) for _ in range(200)]
+    lines = [write_utterance(folder, f"u{i}", " ".join(words[2 * i : 2 * i + 2])) for i in range(72)]
+    (folder / "train.csv").write_text("".join(lines[:64]))
+    (folder / "val.csv").write_text("".join(lines[64:]))
+    (folder / "labels.json").write_text('["_", "A", "B", "C", " "]')
+    return folder
+
+
+def train(corpus: Path, *args, **kwargs) -> subprocess.CompletedProcess:
+    data = ["--train-manifest", "train.csv", "--val-manifest", "val.csv", "--labels-path", "labels.json"]
+    return run("train.py", *data, *SMALL, *args, cwd=corpus, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained(corpus):
+    """The output of a training that learns the beeps; its model is models/deepspeech_final.pth, checkpoints beside it."""
+    done = train(corpus, "--epochs", 10, "--lr-schedule", "onecycle", "--checkpoint")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_training_learns_and_says_so_in_the_contracts_words(corpus, trained):
+    epochs = re.findall(r"^Training Summary Epoch: \[(\d+)\]\t.*Average Loss ([\d.]+)", trained.stdout, re.MULTILINE)
+    scores = re.findall(
+        r"^Validation Summary Epoch: \[(\d+)\]\tAverage WER ([\d.]+)\tAverage CER", trained.stdout, re.MULTILINE
+    )
+    assert [int(n) for n, _ in epochs] == [int(n) for n, _ in scores] == list(range(1, 11))
+    assert float(epochs[-1][1]) < 0.2 * float(epochs[0][1])
+    assert min(float(wer) for _, wer in scores) < 20
+    assert trained.stderr == "", "quiet when not a terminal"
+    assert {path.name for path in (corpus / "models").iterdir()} == {
+        "deepspeech_final.pth",
+        *(f"deepspeech_{n}.pth.tar" for n in range(1, 11)),
+    }
+
+
+def test_test_py_prints_the_manifests_order_and_saves_the_output(corpus, trained):
+    done = run("test.py", "--test-manifest", "val.csv", "--verbose", "--save-output", "out.npz", "--num-workers", 1, cwd=corpus)
+    assert done.returncode == 0, done.stderr
+    references = re.findall(r"^Ref: (.*)\nHyp: .*\nWER: [\d.]+\tCER: [\d.]+$", done.stdout, re.MULTILINE)
+    assert references == [(corpus / f"u{i}.txt").read_text().strip() for i in range(64, 72)]
+    assert float(re.search(r"^Test Summary\tAverage WER ([\d.]+)\tAverage CER [\d.]+$", done.stdout, re.MULTILINE)[1]) < 20
+    output = np.load(corpus / "out.npz", allow_pickle=False)
+    assert output["lens"].sum() == len(output["log_probs"]) and output["references"].tolist() == references
+    np.testing.assert_allclose(np.exp(output["log_probs"]).sum(-1), 1, atol=1e-4)
+
+
+def test_transcribe_answers_in_json(corpus, trained):
+    wrong = 0
+    for i in range(64, 68):
+        done = run("transcribe.py", "--audio-path", f"u{i}.wav", "--offsets", cwd=corpus)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        (output,) = answer["output"]
+        wrong += output["transcription"] != (corpus / f"u{i}.txt").read_text().strip()
+        assert len(output["offsets"]) == len(output["transcription"])
+        assert output["offsets"] == sorted(output["offsets"])
+    assert wrong <= 1
+    assert answer["_meta"] == {
+        "acoustic_model": {"name": "deepspeech_final.pth"},
+        "language_model": {"name": None},
+        "decoder": {"lm": False, "alpha": None, "beta": None, "type": "greedy"},
+    }
+
+
+def test_model_py_describes(corpus, trained):
+    done = run("model.py", "--model-path", "models/deepspeech_10.pth.tar", cwd=corpus)
+    assert done.returncode == 0, done.stderr
+    for words in ("gru", "_ABC ", "16000", "hamming", "Epochs:        10", "Current WER"):
+        assert words in done.stdout
+
+
+def test_the_same_seed_trains_the_same_model_whatever_the_workers(corpus, tmp_path):
+    prints = []
+    for workers, name in ((0, "a"), (2, "b")):
+        augment = ["--spec-augment", "--speed-perturb", 0.1, "--epochs", 2]
+        done = train(corpus, *augment, "--num-workers", workers, "--model-path", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        prints.append(re.findall(r"Average (?:Loss|WER|CER) [\d.]+", done.stdout))
+    assert prints[0] == prints[1] and len(prints[0]) == 6
+
+
+def test_early_stopping_and_accumulation(corpus, tmp_path):
+    flags = ["--lr", 1e-9, "--early-stopping", 2, "--grad-accumulation", 3, "--precision", "bf16", "--rnn-type", "lstm"]
+    done = train(corpus, *flags, "--epochs", 9, "--model-path", tmp_path / "m.pth")
+    assert done.returncode == 0, done.stderr
+    assert "[3]" in done.stdout and "[4]" not in done.stdout and "stopping early" in done.stdout
+
+
+def replaced(corpus: Path, name: str, line: str) -> None:
+    lines = (corpus / "train.csv").read_text().splitlines(keepends=True)
+    (corpus / name).write_text("".join([*lines[:3], line, *lines[4:]]))
+
+
+BAD_DATA = {
+    "missing audio": ("nowhere.wav,u1.txt\n", "nowhere.wav"),
+    "empty transcript": ("u3.wav,empty.txt\n", "empty.txt"),
+    "characters outside the labels": ("u3.wav,lower.txt\n", "'a'"),
+    "too short for its transcript": ("u3.wav,long.txt\n", "u3.wav"),
+    "unreadable audio": ("labels.json,u3.txt\n", "labels.json"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_DATA)
+def test_bad_data_stops_the_run_before_it_starts_or_is_left_out_aloud(corpus, tmp_path, kind):
+    for name, text in (("empty", " \n"), ("lower", "abc\n"), ("long", "ABC" * 100)):
+        (corpus / f"{name}.txt").write_text(text)
+    line, named = BAD_DATA[kind]
+    replaced(corpus, "bad.csv", line)
+    flags = ["--train-manifest", "bad.csv", "--epochs", 1, "--model-path", tmp_path / "m.pth"]
+    done = train(corpus, *flags)
+    assert done.returncode == 1 and not (tmp_path / "m.pth").exists()
+    assert kind in done.stderr and "bad.csv:4" in done.stderr and named in done.stderr
+    assert "--on-bad-data skip" in done.stderr and "Traceback" not in done.stderr
+    done = train(corpus, *flags, "--on-bad-data", "skip")
+    assert done.returncode == 0 and "63 utterances to train on" in done.stdout and "bad.csv:4" in done.stderr
+
+
+MODEL = "models/deepspeech_final.pth"
+BAD_USE = [
+    ("train.py", ["--train-manifest", "nix.csv"], 1, "nix.csv"),
+    ("train.py", ["--train-manifest", "u1.wav"], 1, "u1.wav:"),
+    ("train.py", ["--labels-path", "nix.json"], 1, "nix.json"),
+    ("train.py", ["--rnn-type", "transformer"], 2, "--rnn-type"),
+    ("train.py", ["--epochs", "0"], 2, "--epochs"),
+    ("train.py", ["--batch-size", "many"], 2, "--batch-size"),
+    ("train.py", ["--window", "square"], 2, "--window"),
+    ("train.py", ["--no-such-flag"], 2, "--no-such-flag"),
+    ("train.py", ["--learning-rate", "-1"], 2, "--learning-rate"),
+    ("test.py", ["--test-manifest", "val.csv", "--model-path", "labels.json"], 1, "labels.json"),
+    ("test.py", ["--test-manifest", "nix.csv"], 1, "nix.csv"),
+    ("test.py", ["--test-manifest", "val.csv", "--sample-rate", "8000"], 2, "--sample-rate 8000"),
+    ("transcribe.py", ["--model-path", "nix.pth"], 1, "nix.pth"),
+    ("transcribe.py", ["--audio-path", "nix.wav"], 1, "nix.wav"),
+    ("transcribe.py", ["--audio-path", "labels.json"], 1, "labels.json"),
+    ("transcribe.py", ["--audio-path", "."], 1, "."),
+    ("transcribe.py", ["--audio-path", "u1.wav", "--sample-rate", "8000"], 2, "--sample-rate 8000"),
+    ("model.py", ["--model-path", "u1.wav"], 1, "u1.wav"),
+]
+
+
+def run_here(script: str, *args: str) -> int:
+    """A script's main in this process, which need not import torch again: its exit status."""
+    try:
+        return runpy.run_path(str(ROOT / script), run_name="script")["main"](list(args))
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.mark.parametrize(
+    "script, args, status, named", BAD_USE, ids=lambda value: " ".join(value) if isinstance(value, list) else None
+)
+def test_bad_use_gets_one_line_that_names_it(corpus, trained, monkeypatch, capsys, script, args, status, named):
+    monkeypatch.chdir(corpus)
+    assert run_here(script, *args) == status
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and named in printed.err, printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_without_cuda_is_one_line(corpus, trained, monkeypatch, capsys):
+    monkeypatch.chdir(corpus)
+    for script in ("train.py", "test.py", "transcribe.py"):
+        assert run_here(script, "--cuda") == 1
+        printed = capsys.readouterr()
+        assert printed.err.count("\n") == 1 and "--cuda" in printed.err
+
+
+def test_ctrl_c_ends_at_once_and_leaves_nothing_half_written(corpus, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "--train-manifest", "train.csv", "--val-manifest", "val.csv"]
+    command += ["--labels-path", "labels.json", *SMALL, "--num-workers", "2", "--model-path", str(tmp_path / "m.pth")]
+    process = subprocess.Popen(
+        command, cwd=corpus, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while "Training Summary" not in process.stdout.readline():
+        assert process.poll() is None
+    started = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process of the run
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted"
+    assert time.monotonic() - started < 20
+    assert {path.name for path in tmp_path.iterdir()} <= {"m.pth"}
