@@ -54,9 +54,7 @@ class ModelConfig:
     hidden_size: int = 800
     hidden_layers: int = 5
     bidirectional: bool = True
-    lookahead_context: int = (
-        20  # frames seen by the lookahead convolution of unidirectional models, the present included
-    )
+    lookahead_context: int = 20  # frames seen by the lookahead convolution of unidirectional models, the present included
     dropout: float = 0.0  # on the input of every recurrent layer but the first, while training
     masked_batch_norm: bool = True  # leave padding out of the batch statistics; False is what the predecessor did
 

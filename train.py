@@ -40,9 +40,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     options.add_augment_options(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--epochs", type=number(int, 1), default=70, help="passes over the training manifest")
-    run.add_argument(
-        "--early-stopping", type=number(int, 0), default=0, help="stop after N epochs without a better WER"
-    )
+    run.add_argument("--early-stopping", type=number(int, 0), default=0, help="stop after N epochs without a better WER")
     run.add_argument("--seed", type=number(int, 0), default=123456, help="every random choice follows from it")
     run.add_argument("--cuda", action="store_true", help="train on CUDA")
     options.add_precision_option(run)
@@ -75,8 +73,7 @@ def train(args: argparse.Namespace) -> None:
     config = options.config_from(ModelConfig, args, num_labels=len(labels), freq_bins=audio.freq_bins)
     optimization = options.config_from(OptimizerConfig, args)
     train_set, val_set = (
-        read_checked(path, audio, labels, output_frames, args.on_bad_data)
-        for path in (args.train_manifest, args.val_manifest)
+        read_checked(path, audio, labels, output_frames, args.on_bad_data) for path in (args.train_manifest, args.val_manifest)
     )
     set_seed(args.seed)
     model = DeepSpeech(config).to(runtime.device)
@@ -155,17 +152,13 @@ def train_epoch(model, loader, optimizer, optimization, runtime, epoch, epochs, 
             indices = [i for batch in group for i in batch.indices.tolist()]
             if result.skipped:
                 names = ", ".join(utterances[i].where for i in indices)
-                print(
-                    f"loss {result.loss}, gradient norm {result.grad_norm}: update left out: {names}", file=sys.stderr
-                )
+                print(f"loss {result.loss}, gradient norm {result.grad_norm}: update left out: {names}", file=sys.stderr)
             else:
                 total_loss += result.loss * len(indices)
                 done += len(indices)
             audio_seconds += sum(utterances[i].duration for i in indices)
             speed = audio_seconds / (time.monotonic() - started)
-            bar.set_postfix_str(
-                f"loss {total_loss / max(done, 1):.2f}, lr {rate:.1e}, {speed:.1f} audio s/s", refresh=False
-            )
+            bar.set_postfix_str(f"loss {total_loss / max(done, 1):.2f}, lr {rate:.1e}, {speed:.1f} audio s/s", refresh=False)
             bar.update(len(indices))
     if not done:
         raise ValueError("every update of an epoch was left out for a loss that is not finite; lower --lr")

@@ -5,12 +5,9 @@ goes on, what continues it. Files of the predecessor's releases 2.0 and spring 2
 renamed to ours, and their numbers stay what they were.
 """
 
-import os
 import pickle
 import re
-import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from config import AudioConfig, ModelConfig
+from data.files import whole_file
 from data.labels import Labels
 from model import DeepSpeech
 
@@ -53,9 +51,7 @@ class Checkpoint:
             "RNN type": self.model.rnn_type,
             "RNN layers": self.model.hidden_layers,
             "RNN size": self.model.hidden_size,
-            "Bidirectional": "yes"
-            if self.model.bidirectional
-            else f"no, lookahead {self.model.lookahead_context} frames",
+            "Bidirectional": "yes" if self.model.bidirectional else f"no, lookahead {self.model.lookahead_context} frames",
             "Parameters": f"{sum(w.numel() for name, w in self.weights.items() if not BUFFER.search(name)):,}",
             "Classes": len(self.labels),
             "Labels": "".join(self.labels.symbols),
@@ -85,30 +81,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         "history": checkpoint.history,
         "optimizer": checkpoint.optimizer,
     }
-    write_atomically(path, lambda file: torch.save(content, file))
-
-
-def write_atomically(path: str | Path, write: Callable) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk and rename it; missing folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with whole_file(path, durable=True) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -123,9 +97,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         elif "state_dict" in content and "audio_conf" in content:
             checkpoint = _from_2020(content)
         else:
-            raise ValueError(
-                f"expected a model file; it is a dict of {', '.join(map(str, list(content)[:6])) or 'nothing'}"
-            )
+            raise ValueError(f"expected a model file; it is a dict of {', '.join(map(str, list(content)[:6])) or 'nothing'}")
         _check_weights(checkpoint)
     except KeyError as error:
         raise ValueError(f"{path}: not a whole model file: {error} is missing in it") from None

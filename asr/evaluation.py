@@ -9,9 +9,9 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
-from asr.checkpoint import write_atomically
 from asr.runtime import Runtime
 from data.dataset import Batch
+from data.files import whole_file
 from decoder import GreedyDecoder, Hypothesis
 
 
@@ -101,9 +101,7 @@ def evaluate(
     return dict(sorted(found.items()))
 
 
-def save_output(
-    path: str | Path, outputs: dict[int, Tensor], references: Sequence[str], symbols: Sequence[str]
-) -> None:
+def save_output(path: str | Path, outputs: dict[int, Tensor], references: Sequence[str], symbols: Sequence[str]) -> None:
     """Write log probabilities for tuning a language model, as one .npz without pickled objects.
 
     Arrays: log_probs (sum of all L, C) float32, utterance after utterance; lens (N,) frames of each; references (N,) and
@@ -116,4 +114,5 @@ def save_output(
         "references": np.array(references),
         "labels": np.array(symbols),
     }
-    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)

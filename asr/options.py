@@ -25,13 +25,9 @@ def config_from(cls: type[Config], args: argparse.Namespace, **known: object) ->
 def add_audio_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("spectrogram")
     default = AudioConfig()
-    group.add_argument(
-        "--sample-rate", type=number(int, 1), default=default.sample_rate, help="Hz of the model's audio"
-    )
+    group.add_argument("--sample-rate", type=number(int, 1), default=default.sample_rate, help="Hz of the model's audio")
     group.add_argument("--window-size", type=number(float, above=0), default=default.window_size, help="frame, seconds")
-    group.add_argument(
-        "--window-stride", type=number(float, above=0), default=default.window_stride, help="hop, seconds"
-    )
+    group.add_argument("--window-stride", type=number(float, above=0), default=default.window_stride, help="hop, seconds")
     group.add_argument("--window", choices=WINDOWS, default=default.window, help="window function")
 
 
@@ -85,9 +81,7 @@ def add_optimizer_options(parser: argparse.ArgumentParser) -> None:
         default=default.warmup,
         help="epochs, fractions allowed, in which the rate rises; 0 with onecycle: 30%% of the run",
     )
-    group.add_argument(
-        "--grad-accumulation", type=number(int, 1), default=default.grad_accumulation, help="batches per update"
-    )
+    group.add_argument("--grad-accumulation", type=number(int, 1), default=default.grad_accumulation, help="batches per update")
 
 
 def add_augment_options(parser: argparse.ArgumentParser) -> None:
@@ -100,12 +94,8 @@ def add_augment_options(parser: argparse.ArgumentParser) -> None:
         default=default.speed_perturb,
         help="play each utterance up to this share faster or slower, pitch and all (0.1: speeds 0.9 to 1.1)",
     )
-    group.add_argument(
-        "--spec-augment", action="store_true", help="SpecAugment masks; the next five flags are its policy"
-    )
-    group.add_argument(
-        "--num-freq-masks", type=number(int, 0), default=default.num_freq_masks, help="m_F of the paper: masks"
-    )
+    group.add_argument("--spec-augment", action="store_true", help="SpecAugment masks; the next five flags are its policy")
+    group.add_argument("--num-freq-masks", type=number(int, 0), default=default.num_freq_masks, help="m_F of the paper: masks")
     group.add_argument(
         "--freq-mask-width", type=number(int, 0), default=default.freq_mask_width, help="F: bins per mask, at most"
     )

@@ -60,9 +60,7 @@ class Recognizer:
     def answer(self, hypotheses: Sequence[Hypothesis], offsets: bool = False) -> dict:
         """The JSON of transcribe.py for one recording; `offsets` adds each character's output frame."""
         return {
-            "output": [
-                {"transcription": h.text, **({"offsets": list(h.offsets)} if offsets else {})} for h in hypotheses
-            ],
+            "output": [{"transcription": h.text, **({"offsets": list(h.offsets)} if offsets else {})} for h in hypotheses],
             "_meta": {
                 "acoustic_model": {"name": self.name},
                 "language_model": {"name": None},

@@ -30,7 +30,7 @@ def argument_parser(doc: str) -> argparse.ArgumentParser:
     return OneLineParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
 
 
-def run_script(work: Callable[[], int | None]) -> int:
+def run_script(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Run a script's work and turn what went wrong into one line on standard error and an exit status.
 
     ASR_TRACEBACK=1 in the environment shows the traceback instead, for whoever is debugging.
@@ -38,7 +38,7 @@ def run_script(work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print(f"\n{interrupted}" if sys.stderr.isatty() else interrupted, file=sys.stderr)  # behind the terminal's ^C
         return STATUS_INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough; what is still buffered must not raise again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,18 +57,14 @@ def message(error: Exception) -> str:
     return str(error)
 
 
-def number(
-    kind: type, at_least: float | None = None, at_most: float | None = None, above: float | None = None
-) -> Callable:
+def number(kind: type, at_least: float | None = None, at_most: float | None = None, above: float | None = None) -> Callable:
     """An argparse type for numbers with bounds."""
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
-            ) from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
         if at_least is not None and not value >= at_least:
             raise argparse.ArgumentTypeError(f"{text}: expected at least {at_least}")
         if at_most is not None and not value <= at_most:

@@ -186,9 +186,7 @@ def _check_flac(file: BinaryIO, size: int, head: bytes) -> None:
     max_frame_bytes = int.from_bytes(head[15:18], "big")
     samples = int.from_bytes(head[18:26], "big") & (1 << 36) - 1
     if not samples:
-        raise ValueError(
-            "streamed: its header does not say how many samples follow; write it again as a file, or " + CONVERT
-        )
+        raise ValueError("streamed: its header does not say how many samples follow; write it again as a file, or " + CONVERT)
     if not block or min_block != block or not max_frame_bytes:
         return
     last_frame = (samples - 1) // block

@@ -3,6 +3,7 @@
 F frequency bins, T frames, B utterances, N target labels of one utterance, M of a whole batch.
 """
 
+import contextlib
 import signal
 import sys
 import warnings
@@ -48,9 +49,7 @@ class Batch:
     problems: tuple[str, ...] = ()  # what was wrong with utterances that should have been here as well
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "problems"
-        }
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "problems"}
         return replace(self, **moved)
 
 
@@ -126,9 +125,7 @@ class BatchLoader:
     left out and told on standard error.
     """
 
-    def __init__(
-        self, dataset: SpectrogramDataset, sampler: LengthBatchSampler, num_workers: int, on_bad_data: str = "fail"
-    ):
+    def __init__(self, dataset: SpectrogramDataset, sampler: LengthBatchSampler, num_workers: int, on_bad_data: str = "fail"):
         self.on_bad_data = on_bad_data
         with warnings.catch_warnings():
             # More workers than cores is the user's choice to make.
@@ -139,14 +136,15 @@ class BatchLoader:
                 collate_fn=collate,
                 num_workers=num_workers,
                 persistent_workers=num_workers > 0,
-                worker_init_fn=_leave_interrupts_to_the_parent,
             )
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._batches:
+        with _interrupts_held():
+            batches = iter(self._batches)
+        for batch in batches:
             if batch.problems and self.on_bad_data == "fail":
                 raise ValueError(f"{batch.problems[0]}; fix it, or pass --on-bad-data skip to leave it out")
             for problem in batch.problems:
@@ -155,6 +153,11 @@ class BatchLoader:
                 yield batch
 
 
-def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the parent stops its workers, which need not say so themselves."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C waiting while processes are started. They inherit that, for good: it is for the parent to stop them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -54,9 +54,7 @@ def spectrogram(wave: np.ndarray, config: AudioConfig) -> torch.Tensor:
         )
     # numpy reflects, takes magnitudes and normalises several times faster than torch does on one thread
     padded = torch.from_numpy(np.pad(wave.astype(np.float32, copy=False), half, mode="reflect"))
-    transform = torch.stft(
-        padded, length, config.hop_samples, window=_window(config), center=False, return_complex=True
-    )
+    transform = torch.stft(padded, length, config.hop_samples, window=_window(config), center=False, return_complex=True)
     spect_TF = np.abs(transform.T.numpy())  # as it lies in memory: T frames of F bins
     np.log1p(spect_TF, out=spect_TF)
     spect_TF -= spect_TF.mean()

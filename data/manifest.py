@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from data.files import whole_file
 from data.labels import normalize_transcript
 
 CSV_LINE = "/path/to/audio.wav,/path/to/transcript.txt"
@@ -110,15 +111,8 @@ def write_manifest(path: str | PathLike[str], utterances: Iterable[Utterance]) -
     path = os.path.abspath(path)
     folder = os.path.dirname(path)
     rows = [_csv_row(utterance, os.path.join(folder, "")) for utterance in utterances]
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def sort_by_duration(utterances: Iterable[Utterance]) -> list[Utterance]:

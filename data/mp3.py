@@ -53,9 +53,7 @@ def complete_mp3(data: bytes) -> bytes:
             return data[first:end]
         return _length_header(data[first : first + 4], frames) + data[first:end]
     if frames - 1 < promised:  # the header's own frame is silent and not counted
-        raise ValueError(
-            f"truncated or damaged: {frames - 1} of the {promised} frames its header promises; fetch it again"
-        )
+        raise ValueError(f"truncated or damaged: {frames - 1} of the {promised} frames its header promises; fetch it again")
     _check_end(data, end, first)
     if frames - 1 == promised and b"VBRI" not in data[first : first + length]:
         return _with_size(data[first:end])

@@ -29,11 +29,10 @@ import random
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from multiprocessing.connection import Connection
-from typing import NoReturn
 
 import numpy as np
 import soundfile
@@ -41,6 +40,8 @@ import soxr
 from tqdm import tqdm
 
 from config import AudioConfig
+from data.command_line import argument_parser, number, run_script
+from data.files import whole_file
 from data.manifest import Utterance, sort_by_duration, write_manifest
 
 FORMATS = ("wav", "flac")
@@ -90,9 +91,9 @@ def plan(utterances: int, seed: int, val_share: float) -> list[Line]:
     """
     share = Fraction(str(val_share))  # exact: as a float, 0.1 * 30 is more than 3
     lines = []
-    for number in range(utterances):
-        is_val = math.ceil((number + 1) * share) > math.ceil(number * share)
-        lines.append(_line(number, random.Random(f"{seed}/{number}"), is_val))
+    for index in range(utterances):
+        is_val = math.ceil((index + 1) * share) > math.ceil(index * share)
+        lines.append(_line(index, random.Random(f"{seed}/{index}"), is_val))
     return lines
 
 
@@ -181,9 +182,7 @@ class Espeak:
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._declare()
         data_path = espeakng_loader.get_data_path()
-        self.sample_rate: int = self._library.espeak_Initialize(
-            self.SYNCHRONOUS, 0, os.fsencode(data_path), self.DONT_EXIT
-        )
+        self.sample_rate: int = self._library.espeak_Initialize(self.SYNCHRONOUS, 0, os.fsencode(data_path), self.DONT_EXIT)
         if self.sample_rate <= 0:
             raise ValueError(
                 f"{data_path}: eSpeak NG does not start with this data: pip install --force-reinstall espeakng-loader"
@@ -310,9 +309,7 @@ def recording(pcm: bytes, pcm_rate: int, line: Line, sample_rate: int) -> np.nda
     wave_S = np.frombuffer(pcm, dtype=np.int16).astype(np.float32)
     sounding = np.flatnonzero(np.abs(wave_S) >= 1)  # eSpeak's silence is all zeros
     if len(sounding) == 0:
-        raise ValueError(
-            f"{line.name}: the voice {line.voice} is silent on {line.text!r}: leave it out of the speakers"
-        )
+        raise ValueError(f"{line.name}: the voice {line.voice} is silent on {line.text!r}: leave it out of the speakers")
     wave_S = wave_S[sounding[0] : sounding[-1] + 1]
     wave_S = np.pad(wave_S, (round(line.lead * pcm_rate), round(line.tail * pcm_rate)))
     wave_S = soxr.resample(wave_S, pcm_rate, sample_rate)
@@ -418,17 +415,6 @@ def _duration(path: Path) -> float:
         raise ValueError(f"{path}: not a recording ({error}): delete it and run the command again") from error
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` if all goes well and vanishes if not: nobody ever finds half a file."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 # The command.
 
 
@@ -476,61 +462,30 @@ def _summary(corpus: Corpus, lines: list[Line], hours: float, verb: str) -> str:
     )
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, but an error is one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the options; a bad one ends with status 2 and one line."""
-    parser = OneLineParser(prog="synthetic.py", description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--target-dir", type=Path, default=Path("demo/corpus"), help="folder of the corpus (%(default)s)"
-    )
-    parser.add_argument("--utterances", type=int, default=2000, help="how many, training and validation (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="every random choice follows from it (%(default)s)")
-    parser.add_argument("--val-share", type=float, default=0.1, help="share of them for validation (%(default)s)")
-    parser.add_argument("--sample-rate", type=int, default=AudioConfig.sample_rate, help="Hz (%(default)s)")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of the recordings (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (one per core)")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--target-dir", type=Path, default=Path("demo/corpus"), help="folder of the corpus")
+    parser.add_argument("--utterances", type=number(int, 2), default=2000, help="how many, training and validation")
+    parser.add_argument("--seed", type=number(int, 0), default=1, help="every random choice follows from it")
+    parser.add_argument("--val-share", type=number(float, above=0), default=0.1, help="share of them for validation")
+    sample_rate = AudioConfig.sample_rate
+    parser.add_argument("--sample-rate", type=number(int, 8000, 48000), default=sample_rate, help="Hz of the recordings")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="of the recordings")
+    parser.add_argument("--jobs", type=number(int, 1), default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args(argv)
-    fault = _fault(args)
-    if fault:
-        parser.error(fault)
+    if math.ceil(args.utterances * Fraction(str(args.val_share))) >= args.utterances:
+        parser.error(f"--val-share {args.val_share}: leaves none of {args.utterances} utterances to train: make it smaller")
     return args
-
-
-def _fault(args: argparse.Namespace) -> str | None:
-    if args.utterances < 2:
-        return f"--utterances {args.utterances}: expected at least 2, one to train and one to validate"
-    if args.seed < 0:
-        return f"--seed {args.seed}: expected 0 or more"
-    if not 0 < args.val_share < 1:
-        return f"--val-share {args.val_share}: expected more than 0 and less than 1"
-    if math.ceil(args.utterances * Fraction(str(args.val_share))) == args.utterances:
-        return f"--val-share {args.val_share}: leaves none of {args.utterances} utterances to train: make it smaller"
-    if not 8000 <= args.sample_rate <= 48000:
-        return f"--sample-rate {args.sample_rate}: expected 8000 to 48000 Hz"
-    if args.jobs < 1:
-        return f"--jobs {args.jobs}: expected at least 1"
-    return None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make the corpus. Returns: the exit status; 0, 1 if it failed, 130 if it was interrupted (2, usage, is raised)."""
     args = parse_args(argv)
     corpus = Corpus(args.target_dir, args.utterances, args.seed, args.val_share, args.sample_rate, args.format)
-    try:
-        print(make_corpus(corpus, args.jobs))
-    except (ValueError, OSError) as error:
-        print(f"synthetic.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("synthetic.py: interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return run_script(
+        lambda: print(make_corpus(corpus, args.jobs)), interrupted="interrupted: the same command goes on from here"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ duration:
 The speaker is the recording's folder; AN4 names women f... and men m....
 """
 
-import argparse
 import csv
 import random
 import sys
@@ -24,27 +23,30 @@ if not __package__:  # run as a script, from whatever folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data.audio import audio_duration
+from data.command_line import argument_parser, number, run_script
 from data.labels import normalize_transcript
 from data.manifest import Utterance, read_transcript, sort_by_duration, write_manifest
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = argument_parser(__doc__)
     parser.add_argument("--an4-dir", type=Path, required=True, help="folder with train.csv and test.csv")
-    parser.add_argument("--target-dir", type=Path, default=Path("an4"), help="where the manifests go (%(default)s)")
-    parser.add_argument("--held-out-speakers", type=int, default=8, help="speakers kept for tuning (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which speakers are held out (%(default)s)")
+    parser.add_argument("--target-dir", type=Path, default=Path("an4"), help="where the manifests go")
+    parser.add_argument("--held-out-speakers", type=number(int, 2), default=8, help="speakers kept for tuning")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="which speakers are held out")
     args = parser.parse_args(argv)
-    try:
-        train = read_an4_list(args.an4_dir / "train.csv")
-        test = read_an4_list(args.an4_dir / "test.csv")
-        held_out = choose_speakers({speaker(utterance) for utterance in train}, args.held_out_speakers, args.seed)
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+    return run_script(lambda: make_manifests(args.an4_dir, args.target_dir, args.held_out_speakers, args.seed))
+
+
+def make_manifests(an4_dir: Path, target_dir: Path, held_out_speakers: int, seed: int) -> None:
+    """Write the four manifests and say what is in them. Raises: ValueError, OSError naming what stands in the way."""
+    train = read_an4_list(an4_dir / "train.csv")
+    test = read_an4_list(an4_dir / "test.csv")
+    held_out = choose_speakers({speaker(utterance) for utterance in train}, held_out_speakers, seed)
     tune_train = [utterance for utterance in train if speaker(utterance) not in held_out]
     tune_val = [utterance for utterance in train if speaker(utterance) in held_out]
     for name, utterances in (("train", train), ("test", test), ("tune_train", tune_train), ("tune_val", tune_val)):
-        target = args.target_dir / f"{name}_manifest.csv"
+        target = target_dir / f"{name}_manifest.csv"
         write_manifest(target, sort_by_duration(utterances))
         print(summary(target, utterances))
     print(f"held out: {' '.join(held_out)}")
@@ -112,4 +114,4 @@ def summary(path: Path, utterances: list[Utterance]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -9,6 +9,4 @@ AN4 = SHARED / "data" / "an4"
 ZOO = SHARED / "data" / "zoo"
 GOLDEN = SHARED / "golden"
 
-needs_shared = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason=f"{SHARED} is absent: tests on shared recordings do not run"
-)
+needs_shared = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"{SHARED} is absent: tests on shared recordings do not run")

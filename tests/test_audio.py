@@ -78,9 +78,7 @@ STREAMED = {  # their headers do not say where they end, so a cut cannot be seen
     "broken/wav_data_size_zero_but_samples_follow.wav",
     "derived/wav_streamed_size_ffffffff.wav",
 }
-FRAMES = {
-    "broken/wav_data_size_zero_but_samples_follow.wav": (16000, RATE)
-}  # where libsndfile, hence zoo.csv, is wrong
+FRAMES = {"broken/wav_data_size_zero_but_samples_follow.wav": (16000, RATE)}  # where libsndfile, hence zoo.csv, is wrong
 
 
 def zoo_rows() -> list[dict[str, str]]:
@@ -141,9 +139,7 @@ def test_zoo_cut_short(row, share, capfd):
 def test_odd_but_sound_recordings():
     assert not load_audio(ZOO / "derived/wav_digital_silence.wav", RATE).any()
     assert not load_audio(ZOO / "derived/wav_stereo_antiphase.wav", RATE).any()
-    assert np.abs(load_audio(ZOO / "derived/wav_f32_over_full_scale.wav", RATE)).max() == pytest.approx(
-        4.7437, abs=1e-4
-    )
+    assert np.abs(load_audio(ZOO / "derived/wav_f32_over_full_scale.wav", RATE)).max() == pytest.approx(4.7437, abs=1e-4)
 
 
 @needs_shared

@@ -6,8 +6,9 @@ import pytest
 import torch
 from shared_data import GOLDEN, needs_shared
 
-from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from config import AudioConfig, ModelConfig
+from data.files import whole_file
 from data.labels import Labels
 from model import DeepSpeech
 
@@ -46,16 +47,13 @@ def test_description_says_what_people_look_for(tmp_path):
         assert words in text
 
 
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, durable):
     path = tmp_path / "model.pth"
     path.write_bytes(b"old")
-
-    def crash(file):
-        file.write(b"half")
+    with pytest.raises(KeyboardInterrupt), whole_file(path, durable) as temporary:
+        temporary.write_bytes(b"half")
         raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, crash)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -19,9 +19,7 @@ def test_word_and_character_error_rates_are_jiwers():
     assert errors.wer == pytest.approx(100 * jiwer.wer(references, hypotheses))
     joined = [[text.replace(" ", "") for text in texts] for texts in (references, hypotheses)]
     assert errors.cer == pytest.approx(100 * jiwer.cer(*joined))
-    assert count_errors(references, hypotheses, cer_spaces=True).cer == pytest.approx(
-        100 * jiwer.cer(references, hypotheses)
-    )
+    assert count_errors(references, hypotheses, cer_spaces=True).cer == pytest.approx(100 * jiwer.cer(references, hypotheses))
 
 
 def test_the_rate_is_of_all_words_not_the_mean_of_rates():

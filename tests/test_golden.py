@@ -74,9 +74,7 @@ def test_training_forward_gradients_statistics_and_one_sgd_step(golden):
     folder, expected, checkpoint = golden
     model = checkpoint.build_model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    optimizer.load_state_dict(
-        copy.deepcopy(checkpoint.optimizer)
-    )  # rate, momentum, Nesterov and weight decay are in it
+    optimizer.load_state_dict(copy.deepcopy(checkpoint.optimizer))  # rate, momentum, Nesterov and weight decay are in it
     spects, lens, targets, target_lens = batch()
     logits, out_lens = model(spects, lens)
     loss = ctc_loss(logits, out_lens, targets, target_lens)

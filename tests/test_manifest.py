@@ -160,9 +160,7 @@ def test_empty_manifest(tmp_path, content):
         read_manifest(written(tmp_path / "m.csv", content))
 
 
-@pytest.mark.parametrize(
-    "content", [b"/1.wav,/1.txt\n/\0,/2.txt", b"/1.wav,/1.txt\nRIFF\xff\xfe", "a,b\nc,d".encode("utf-16")]
-)
+@pytest.mark.parametrize("content", [b"/1.wav,/1.txt\n/\0,/2.txt", b"/1.wav,/1.txt\nRIFF\xff\xfe", "a,b\nc,d".encode("utf-16")])
 def test_binary_manifest(tmp_path, content):
     with pytest.raises(ValueError, match=r"m\.csv:[12]: not "):
         read_manifest(written(tmp_path / "m.csv", content))

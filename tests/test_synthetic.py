@@ -23,9 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 UTTERANCES = 60
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-espeakng_loader = pytest.importorskip(
-    "espeakng_loader", reason="pip install espeakng-loader: the synthesizer is missing"
-)
+espeakng_loader = pytest.importorskip("espeakng_loader", reason="pip install espeakng-loader: the synthesizer is missing")
 
 
 def command(*arguments: object, script: str = "data/synthetic.py", **options) -> subprocess.CompletedProcess:
@@ -201,7 +199,7 @@ def test_interrupted_then_finished(corpus, tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert stderr == "synthetic.py: interrupted: the same command goes on from here\n"
+    assert stderr == "interrupted: the same command goes on from here\n"
     left = hashes(tmp_path)
     assert 2 * 5 < len(left) < 2 * utterances
     assert not [name for name in left if "manifest" in name or "part" in name]
@@ -217,7 +215,7 @@ def test_another_corpus_is_not_overwritten(corpus):
     before = hashes(corpus)
     done = command("--target-dir", corpus, "--utterances", UTTERANCES, "--seed", 4)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"synthetic.py: {corpus}/corpus.json: the corpus there has seed 3, not 4: ")
+    assert done.stderr.startswith(f"error: {corpus}/corpus.json: the corpus there has seed 3, not 4: ")
     assert done.stderr.count("\n") == 1
     assert hashes(corpus) == before
 
@@ -229,7 +227,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys, name, conten
     (tmp_path / name).write_text(content)
     assert synthetic.main(["--target-dir", str(tmp_path), "--utterances", "2"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"synthetic.py: {tmp_path / name}: ") and error.count("\n") == 1
+    assert error.startswith(f"error: {tmp_path / name}: ") and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == content
 
 
@@ -257,7 +255,7 @@ def test_bad_flags(tmp_path, capsys, arguments):
         synthetic.main(["--target-dir", str(tmp_path / "new"), *arguments])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("synthetic.py: ") and arguments[0] in error and error.count("\n") == 1
+    assert error.startswith("error: ") and arguments[0] in error and error.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 
