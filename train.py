@@ -40,6 +40,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     options.add_augment_options(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--epochs", type=number(int, 1), default=70, help="passes over the training manifest")
+    run.add_argument(
+        "--freeze-batch-norm",
+        type=number(int, 0),
+        metavar="N",
+        default=0,
+        help="in the last N epochs normalise by the running statistics, as evaluation does, and leave them as they are",
+    )
     run.add_argument("--early-stopping", type=number(int, 0), default=0, help="stop after N epochs without a better WER")
     run.add_argument("--seed", type=number(int, 0), default=123456, help="every random choice follows from it")
     run.add_argument("--cuda", action="store_true", help="train on CUDA")
@@ -103,6 +110,9 @@ def train(args: argparse.Namespace) -> None:
     for epoch in range(1, args.epochs + 1):
         order.epoch = epoch - 1
         started = time.monotonic()
+        model.train()
+        if epoch > args.epochs - args.freeze_batch_norm:
+            model.freeze_batch_norm()
         loss, waited = train_epoch(model, loader, optimizer, optimization, runtime, epoch, args.epochs, train_set)
         seconds = time.monotonic() - started
         print(
@@ -139,7 +149,6 @@ def train_epoch(model, loader, optimizer, optimization, runtime, epoch, epochs, 
     """
     from asr.training import groups_of, learning_rate, train_step
 
-    model.train()
     steps = math.ceil(len(loader) / optimization.grad_accumulation)
     waiting = Stopwatch(loader)
     total_loss, done, audio_seconds, started = 0.0, 0, 0.0, time.monotonic()

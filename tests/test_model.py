@@ -98,3 +98,30 @@ def test_settings_out_of_range_are_named():
     for kwargs, words in ((dict(rnn_type="transformer"), "transformer"), (dict(hidden_size=0), "hidden size 0")):
         with pytest.raises(ValueError, match=words):
             ModelConfig(**kwargs)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("rnn_type, hidden_size", [("lstm", 16), ("lstm", 384), ("gru", 16)])
+def test_bfloat16_follows_float32(rnn_type, hidden_size, masked):
+    model = small_model(rnn_type=rnn_type, hidden_size=hidden_size, masked_batch_norm=masked).train()
+    x = torch.randn(2, 1, 33, 30), torch.tensor([30, 22])
+    exact, _ = model(*x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = model(*x)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, atol=0.15, rtol=0.1)
+    rounded.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_frozen_batch_norm_computes_what_evaluation_does_and_still_learns():
+    model = small_model().train()
+    model.freeze_batch_norm()
+    x = torch.randn(2, 1, 33, 30), torch.tensor([30, 22])
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    logits, _ = model(*x)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(*x)[0], logits.detach())
