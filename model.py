@@ -33,33 +33,30 @@ def clipped_relu(x: Tensor) -> Tensor:
 class MaskedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation that leaves padding out of the statistics, so that batching does not change what is learnt.
 
-    The input's second dimension is the channel, as everywhere in torch, and the input is zero wherever it is padding.
-    `valid` is the number of positions that count for each channel; None: all of them, padding included, which is what the
-    predecessor computed.
+    The input's second dimension is the channel, as everywhere in torch, and the input is zero wherever `padding`, which
+    broadcasts to it, is true. Without `padding` all positions count, which is what the predecessor computed.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:
         assert x.dim() >= 2
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        if not self.training or valid is None:
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        if not self.training or padding is None:
             return super().forward(x)
         over = [d for d in range(x.dim()) if d != 1]
-        shape = [-1 if d == 1 else 1 for d in range(x.dim())]
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            # Padding is zero, so it adds nothing to either sum: only the divisor differs from plain batch norm.
-            total = x.numel() // x.shape[1]
-            var_all, mean_all = torch.var_mean(x, over, correction=0)
-            mean = mean_all * (total / valid)
-            var = ((var_all + mean_all.square()) * (total / valid) - mean.square()).clamp_min(0.0)
+            # Positions of one channel that count: padding has size 1 where it does not distinguish.
+            valid = (~padding).sum() * (x[:, :1].numel() // padding.numel())
+            mean = x.sum(over, keepdim=True) / valid
+            centred = (x - mean).masked_fill(padding, 0.0)
+            var = centred.square().sum(over, keepdim=True) / valid
             with torch.no_grad():
-                unbiased = var * (valid / (valid - 1).clamp_min(1))
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(unbiased, self.momentum)
+                self.running_mean.lerp_(mean.flatten(), self.momentum)
+                self.running_var.lerp_((var * (valid / (valid - 1).clamp_min(1))).flatten(), self.momentum)
                 self.num_batches_tracked.add_(1)
-            scale = self.weight * torch.rsqrt(var + self.eps)
-            return torch.addcmul((self.bias - mean * scale).view(shape), x, scale.view(shape))
+            scale = self.weight.view_as(mean) * torch.rsqrt(var + self.eps)
+            return torch.addcmul(self.bias.view_as(mean), centred, scale)
 
 
 class ConvFrontEnd(nn.Module):
@@ -87,8 +84,7 @@ class ConvFrontEnd(nn.Module):
             # oneDNN convolves a single channel faster in float32.
             with torch.autocast("cpu", enabled=False) if conv is self.conv1 else contextlib.nullcontext():
                 x = conv(x).masked_fill_(padding, 0.0)
-            valid = (~padding).sum() * x.shape[2] if self.masked_batch_norm else None
-            x = clipped_relu(norm(x, valid)).masked_fill_(padding, 0.0)
+            x = clipped_relu(norm(x, padding if self.masked_batch_norm else None)).masked_fill_(padding, 0.0)
         return x
 
 
@@ -112,8 +108,8 @@ class RecurrentLayer(nn.Module):
     def forward(self, x: Tensor, padding: Tensor, reversal: Tensor) -> Tensor:
         """x (L, B, H), padding (L, B, 1) bool, reversal (L, B, 1) frame indices -> (L, B, H), zero beyond each length."""
         if self.norm is not None:
-            valid = (~padding).sum() if self.masked_batch_norm else None
-            x = self.dropout(self.norm(x.flatten(0, 1), valid).view_as(x))
+            beyond = padding.flatten(0, 1) if self.masked_batch_norm else None
+            x = self.dropout(self.norm(x.flatten(0, 1), beyond).view_as(x))
         if self._faster_in_float32(x):
             with torch.autocast("cpu", enabled=False):
                 return self._directions(x.float(), padding, reversal)
@@ -192,8 +188,8 @@ class DeepSpeech(nn.Module):
             x = layer(x, padding, reversal)
         if self.lookahead is not None:
             x = self.lookahead(x).masked_fill(padding, 0.0)
-        valid = (~padding).sum() if self.config.masked_batch_norm else None
-        logits = self.head(self.head_norm(x.flatten(0, 1), valid))
+        beyond = padding.flatten(0, 1) if self.config.masked_batch_norm else None
+        logits = self.head(self.head_norm(x.flatten(0, 1), beyond))
         return logits.float().view(*x.shape[:2], -1).transpose(0, 1), out_lens
 
 

@@ -37,6 +37,7 @@ def train_step(
 ) -> StepResult:
     """One update from one batch, or from several whose gradients add up to that of one larger batch."""
     utterances = sum(len(batch.spect_lens) for batch in batches)
+    statistics = [buffer.clone() for buffer in model.buffers()]
     optimizer.zero_grad(set_to_none=True)
     loss = 0.0
     for batch in batches:
@@ -49,7 +50,10 @@ def train_step(
         loss += batch_loss.item()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm).item()
     skipped = not (math.isfinite(loss) and math.isfinite(grad_norm))
-    if not skipped:
+    if skipped:  # what made the loss infinite is in the running statistics already
+        for buffer, before in zip(model.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+    else:
         optimizer.step()
     return StepResult(loss, grad_norm, skipped)
 

@@ -17,4 +17,4 @@ def augment(wave: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -
 
 def change_speed(wave: np.ndarray, speed: float) -> np.ndarray:
     """Play a wave `speed` times as fast, pitch and all, which makes another speaker of the same words (Ko et al. 2015)."""
-    return soxr.resample(wave, round(speed * SPEED_STEPS), SPEED_STEPS, quality="LQ")
+    return soxr.resample(wave, round(speed * SPEED_STEPS), SPEED_STEPS, quality="HQ")

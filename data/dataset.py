@@ -136,6 +136,7 @@ class BatchLoader:
                 collate_fn=collate,
                 num_workers=num_workers,
                 persistent_workers=num_workers > 0,
+                generator=torch.Generator(),  # else each pass would draw from the one that dropout draws from
             )
 
     def __len__(self) -> int:

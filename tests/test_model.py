@@ -68,18 +68,26 @@ def test_dropout_is_off_when_evaluating():
         assert not torch.equal(model(*x)[0], model(*x)[0])
 
 
-def test_masked_batch_norm_is_batch_norm_of_the_frames_that_count():
+@pytest.mark.parametrize("mean, std", [(1, 3), (15, 0.1), (100, 1)])
+def test_masked_batch_norm_is_batch_norm_of_the_frames_that_count(mean, std):
     torch.manual_seed(2)
-    frames = torch.randn(50, 6) * 3 + 1
+    frames = (torch.randn(50, 6) * std + mean).requires_grad_()
     plain, masked = nn.BatchNorm1d(6), MaskedBatchNorm(6)
     with torch.no_grad():
         plain.weight.uniform_(), plain.bias.uniform_()
         masked.load_state_dict(plain.state_dict())
-    expected = plain(frames)
-    with_padding = torch.cat([frames, torch.zeros(30, 6)])
-    torch.testing.assert_close(masked(with_padding, torch.tensor(50))[:50], expected, atol=1e-5, rtol=1e-5)
+    with_padding = torch.cat([frames.detach(), torch.zeros(30, 6)]).requires_grad_()
+    padding = torch.arange(80)[:, None] >= 50
+    expected, found = plain(frames), masked(with_padding, padding)[:50]
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    for output in (expected, found):
+        output.pow(3).sum().backward()
+    torch.testing.assert_close(with_padding.grad[:50], frames.grad, atol=2e-3 / std, rtol=1e-2)
+    assert with_padding.grad[50:].abs().max() <= frames.grad.abs().max()
     for name, buffer in plain.named_buffers():
         torch.testing.assert_close(masked.get_buffer(name), buffer, msg=name)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(masked.get_parameter(name).grad, parameter.grad, atol=1e-2, rtol=1e-2, msg=name)
 
 
 def test_the_backward_direction_hears_the_end_and_the_lookahead_only_its_context():
