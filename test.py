@@ -4,9 +4,10 @@ python test.py --model-path models/deepspeech_final.pth --test-manifest data/tes
 """
 
 import argparse
+import sys
 
 from asr import options
-from data.command_line import argument_parser, number, run_script
+from data.command_line import argument_parser, number, progress_bar, run_script
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -25,22 +26,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def test(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from asr.evaluation import Errors, count_errors, evaluate, save_output
     from asr.recognizer import Recognizer
-    from data.checks import read_checked
+    from data.checks import read_manifests
     from data.dataset import BatchLoader, SpectrogramDataset
     from data.samplers import LengthBatchSampler
 
     recognizer = Recognizer.from_options(args)
-    utterances = read_checked(args.test_manifest, recognizer.audio, policy=args.on_bad_data)
+    (utterances,) = read_manifests([args.test_manifest], recognizer.audio, policy=args.on_bad_data)
     order = LengthBatchSampler([u.duration for u in utterances], args.batch_size, shuffle=False)
     dataset = SpectrogramDataset(utterances, recognizer.audio)
     loader = BatchLoader(dataset, order, args.num_workers, args.on_bad_data)
     outputs = {} if args.save_output else None
-    batches = tqdm(loader, desc="testing", unit="batch", disable=None, leave=False)
+    batches = progress_bar(loader, "testing", unit="batch")
     found = evaluate(recognizer.model, batches, recognizer.decoder, recognizer.runtime, keep_output=outputs)
+    unknown = sorted({c for i in found for c in recognizer.labels.unknown(utterances[i].text)})
+    if unknown:
+        print(f"warning: references hold {''.join(unknown)!r}, which this model cannot write", file=sys.stderr)
     references = [utterances[index].text for index in found]
     hypotheses = [hypothesis.text for hypothesis in found.values()]
     if args.verbose:

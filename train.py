@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asr import options
-from data.command_line import argument_parser, number, run_script
+from data.command_line import UsageError, argument_parser, number, progress_bar, run_script
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -47,8 +47,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=0,
         help="in the last N epochs normalise by the running statistics, as evaluation does, and leave them as they are",
     )
-    run.add_argument("--early-stopping", type=number(int, 0), default=0, help="stop after N epochs without a better WER")
-    run.add_argument("--seed", type=number(int, 0), default=123456, help="every random choice follows from it")
+    run.add_argument("--early-stopping", type=number(int, 0), default=0, help="stop after N epochs without a better model")
+    run.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=123456, help="every random choice follows from it")
     run.add_argument("--cuda", action="store_true", help="train on CUDA")
     options.add_precision_option(run)
     run.add_argument("--cer-spaces", action="store_true", help="count spaces in the character error rate")
@@ -67,8 +67,9 @@ def train(args: argparse.Namespace) -> None:
     from asr.runtime import Runtime, set_seed
     from asr.training import build_optimizer
     from config import AudioConfig, AugmentConfig, DecoderConfig, ModelConfig, OptimizerConfig
-    from data.checks import read_checked
+    from data.checks import read_manifests
     from data.dataset import BatchLoader, SpectrogramDataset
+    from data.files import check_writable
     from data.labels import Labels
     from data.samplers import LengthBatchSampler
     from decoder import build_decoder
@@ -79,9 +80,15 @@ def train(args: argparse.Namespace) -> None:
     audio = options.config_from(AudioConfig, args)
     config = options.config_from(ModelConfig, args, num_labels=len(labels), freq_bins=audio.freq_bins)
     optimization = options.config_from(OptimizerConfig, args)
-    train_set, val_set = (
-        read_checked(path, audio, labels, output_frames, args.on_bad_data) for path in (args.train_manifest, args.val_manifest)
+    for flag, epochs in (("--warmup", args.warmup), ("--freeze-batch-norm", args.freeze_batch_norm)):
+        if epochs and epochs >= args.epochs:
+            raise UsageError(f"{flag} {epochs:g}: expected fewer than the {args.epochs} of --epochs")
+    train_set, val_set = read_manifests(
+        (args.train_manifest, args.val_manifest), audio, labels, output_frames, args.on_bad_data
     )
+    check_writable(args.model_path)
+    if args.checkpoint:
+        check_writable(Path(args.save_folder) / "deepspeech_1.pth.tar")
     set_seed(args.seed)
     model = DeepSpeech(config).to(runtime.device)
     optimizer = build_optimizer(optimization, model)
@@ -106,7 +113,7 @@ def train(args: argparse.Namespace) -> None:
     )
 
     checkpoint = Checkpoint(config, audio, labels, weights=model.state_dict())
-    best, best_epoch = math.inf, 0
+    best, best_epoch = (math.inf, math.inf), 0
     for epoch in range(1, args.epochs + 1):
         order.epoch = epoch - 1
         started = time.monotonic()
@@ -131,15 +138,16 @@ def train(args: argparse.Namespace) -> None:
         if args.checkpoint:
             checkpoint.optimizer = optimizer.state_dict()
             save_checkpoint(checkpoint, Path(args.save_folder) / f"deepspeech_{epoch}.pth.tar")
-        if errors.wer < best:
-            best, best_epoch = errors.wer, epoch
+        score = (errors.wer, errors.cer)  # every CTC training begins with a WER of 100, while CER falls already
+        if score < best:
+            best, best_epoch = score, epoch
             checkpoint.optimizer = None  # the model people keep needs no optimizer
             save_checkpoint(checkpoint, args.model_path)
             print(f"Best model so far: {args.model_path}", flush=True)
         if args.early_stopping and epoch - best_epoch >= args.early_stopping:
-            print(f"No better WER for {args.early_stopping} epochs: stopping early", flush=True)
+            print(f"No better model for {args.early_stopping} epochs: stopping early", flush=True)
             break
-    print(f"Best WER {best:.3f} in epoch {best_epoch}: {args.model_path}")
+    print(f"Best WER {best[0]:.3f} in epoch {best_epoch}: {args.model_path}")
 
 
 def train_epoch(model, loader, optimizer, optimization, runtime, epoch, epochs, utterances) -> tuple[float, float]:
@@ -160,8 +168,8 @@ def train_epoch(model, loader, optimizer, optimization, runtime, epoch, epochs, 
             result = train_step(model, group, optimizer, optimization.max_norm, runtime)
             indices = [i for batch in group for i in batch.indices.tolist()]
             if result.skipped:
-                names = ", ".join(utterances[i].where for i in indices)
-                print(f"loss {result.loss}, gradient norm {result.grad_norm}: update left out: {names}", file=sys.stderr)
+                names = ", ".join(utterances[i].where for i in indices[:3]) + (", ..." if len(indices) > 3 else "")
+                bar.write(f"loss {result.loss}, gradient norm {result.grad_norm}: update left out: {names}", file=sys.stderr)
             else:
                 total_loss += result.loss * len(indices)
                 done += len(indices)
@@ -186,13 +194,6 @@ class Stopwatch:
             self.seconds += time.monotonic() - started
             yield item
             started = time.monotonic()
-
-
-def progress_bar(items=None, desc: str | None = None, **kwargs):
-    """tqdm on a terminal, silence elsewhere."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=desc, disable=None, leave=False, **kwargs)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from data.labels import Labels
 from model import DeepSpeech
 
 FORMAT = "deepspeech-toolkit/1"
+STORED_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
 BUFFER = re.compile(r"running_(mean|var)$|num_batches_tracked$")  # what a state dict holds besides parameters
 
 
@@ -41,7 +42,8 @@ class Checkpoint:
         """The network with these weights, in evaluation mode."""
         with torch.device("meta"):
             model = DeepSpeech(self.model)
-        model.load_state_dict(self.weights, assign=True)
+        weights = {name: w.float() if w.is_floating_point() else w for name, w in self.weights.items()}
+        model.load_state_dict(weights, assign=True)
         return model.to(device or "cpu").eval()
 
     def describe(self) -> str:
@@ -72,7 +74,8 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     """Write a model file under a temporary name, then rename it: a reader, or a crash, never meets half of one."""
     content = {
-        "format": checkpoint.release,
+        "format": FORMAT,
+        "release": checkpoint.release,
         "model": asdict(checkpoint.model),
         "audio": asdict(checkpoint.audio),
         "labels": list(checkpoint.labels.symbols),
@@ -133,6 +136,7 @@ def _from_ours(content: dict) -> Checkpoint:
         audio=AudioConfig(**content["audio"]),
         labels=Labels(content["labels"]),
         weights=content["weights"],
+        release=content["release"],
         epoch=content["epoch"],
         history=content["history"],
         optimizer=content["optimizer"],
@@ -170,7 +174,8 @@ def _from_2020(content: dict) -> Checkpoint:
         lookahead_context=weights["lookahead.conv.weight"].shape[-1] if "lookahead.conv.weight" in weights else 20,
         masked_batch_norm=False,
     )
-    epoch = int(content.get("epoch") or 0)
+    # In a file written within an epoch that epoch is counted already, though it has no results yet.
+    epoch = int(content.get("epoch") or 0) - (content.get("iteration") is not None)
     results = {key: content.get(f"{key}_results") for key in ("loss", "wer", "cer")}
     history = [
         {key: float(values[i]) for key, values in results.items() if values is not None and i < len(values)}
@@ -208,6 +213,7 @@ def _check_weights(checkpoint: Checkpoint) -> None:
         for name in expected.keys() & found.keys()
         if found[name] != expected[name]
     ]
+    faults += [f"{name} is {w.dtype}" for name, w in checkpoint.weights.items() if w.dtype not in STORED_TYPES]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(f"its weights do not fit the network it describes: {'; '.join(sorted(faults)[:3])}{more}")

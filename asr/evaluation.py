@@ -69,11 +69,17 @@ def count_errors(references: Iterable[str], hypotheses: Iterable[str], cer_space
 
 @torch.inference_mode()
 def acoustic_output(model: nn.Module, batch: Batch, runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Log probabilities (B, L, C) float32 and lengths (B,) of a batch, both on the CPU, where decoders work."""
+    """Log probabilities (B, L, C) float32 and lengths (B,) of a batch, both on the CPU, where decoders work.
+
+    Raises: ValueError if they are no numbers, so that a model ruined in training is not taken for one that hears silence.
+    """
     batch = batch.to(runtime.device)
     with runtime.autocast():
         logits, out_lens = model(batch.spects, batch.spect_lens)
-    return logits.log_softmax(-1).cpu(), out_lens.cpu()
+    log_probs, out_lens = logits.log_softmax(-1).cpu(), out_lens.cpu()
+    if log_probs.isnan().any():
+        raise ValueError("the network's output is not a number: its training diverged; train it anew with a lower --lr")
+    return log_probs, out_lens
 
 
 def evaluate(
@@ -86,6 +92,8 @@ def evaluate(
     """The best hypothesis of every utterance under its index, in the order of the data set, not of the batches.
 
     `keep_output`, if given, receives each utterance's log probabilities (L, C) under its index.
+
+    Raises: ValueError if there is nothing to evaluate, which must not pass for a score without errors.
     """
     was_training = model.training
     model.eval()
@@ -98,6 +106,8 @@ def evaluate(
             if keep_output is not None:
                 keep_output[index] = log_probs[row, : out_lens[row]].clone()
     model.train(was_training)
+    if not found:
+        raise ValueError("no utterance could be evaluated; the reasons are above")
     return dict(sorted(found.items()))
 
 

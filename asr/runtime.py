@@ -1,4 +1,4 @@
-"""Where and how the network runs: device, precision, seeds. The only user of autocast."""
+"""Where and how the network runs: device, precision, seeds. Whoever else uses autocast only switches it off."""
 
 import contextlib
 import random

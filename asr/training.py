@@ -35,7 +35,10 @@ def ctc_loss(logits: Tensor, out_lens: Tensor, targets: Tensor, target_lens: Ten
 def train_step(
     model: nn.Module, batches: Sequence[Batch], optimizer: torch.optim.Optimizer, max_norm: float, runtime: Runtime
 ) -> StepResult:
-    """One update from one batch, or from several whose gradients add up to that of one larger batch."""
+    """One update from one batch, or from several whose gradients are weighted as those of one larger batch.
+
+    A loss or gradient that is not finite leaves weights and batch norm statistics as they were.
+    """
     utterances = sum(len(batch.spect_lens) for batch in batches)
     statistics = [buffer.clone() for buffer in model.buffers()]
     optimizer.zero_grad(set_to_none=True)

@@ -3,17 +3,14 @@
 Audio is judged by its header alone: a recording that breaks off or holds rubbish further in shows when it is read.
 """
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
-
-from tqdm import tqdm
 
 from config import AudioConfig
 from data.audio import ROUNDING, audio_duration
+from data.command_line import progress_bar
 from data.features import frame_count
 from data.labels import Labels, frames_needed
 from data.manifest import Utterance, read_manifest, read_transcript
@@ -61,21 +58,28 @@ class CheckResult:
     total: int
 
 
-def read_checked(
-    path: str | PathLike[str],
+def read_manifests(
+    paths: Sequence[str],
     audio: AudioConfig,
     labels: Labels | None = None,
     output_frames: Callable[[int], int] | None = None,
     policy: str = "fail",
-    progress: bool = True,
-) -> list[Utterance]:
-    """Read a manifest and check it (`check_utterances`): what training and evaluation start from.
+) -> list[list[Utterance]]:
+    """Read manifests and check them (`check_utterances`): what training and evaluation start from.
 
-    Returns: the utterances to use, in the manifest's order, with text and duration.
-    Raises: as `read_manifest` and `apply_policy`.
+    Returns: of each, the utterances to use, in the manifest's order, with text and duration.
+    Raises: as `read_manifest` and `apply_policy`; what is wrong with several manifests is told at once.
     """
-    result = check_utterances(read_manifest(path), labels, audio, output_frames, progress)
-    return apply_policy(result, policy, os.fspath(path))
+    results = [check_utterances(read_manifest(path), labels, audio, output_frames) for path in paths]
+    usable, faults = [], []
+    for path, result in zip(paths, results, strict=True):
+        try:
+            usable.append(apply_policy(result, policy, path))
+        except ValueError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise ValueError("\n".join(faults))
+    return usable
 
 
 def check_utterances(
@@ -83,17 +87,16 @@ def check_utterances(
     labels: Labels | None,
     audio: AudioConfig,
     output_frames: Callable[[int], int] | None,
-    progress: bool = True,
 ) -> CheckResult:
     """Check all utterances, so that all that is wrong is told at once.
 
     Without `labels` a transcript may hold any characters or none, because an evaluation can count every one of them.
     `output_frames` is the model's length formula, spectrogram frames to output frames; without it, no utterance is too
-    short for its transcript. With `progress`, a bar is shown on stderr if that is a terminal.
+    short for its transcript.
     """
     good, problems = [], []
     # One after the other: threads gained nothing (948 recordings in the cache take 0.07 s with 1, 2, 4 or 8).
-    for utterance in tqdm(utterances, desc="checking", unit="utt", leave=False, disable=None if progress else True):
+    for utterance in progress_bar(utterances, "checking", unit="utt"):
         checked, found = check_utterance(utterance, labels, audio, output_frames)
         problems += found
         if not found:
@@ -108,7 +111,7 @@ def check_utterance(
 
     Returns: the utterance with as much of text and duration as could be read, and its problems, at most one of a kind.
     """
-    duration, problems = _check_audio(utterance, audio)
+    utterance, duration, problems = _check_audio(utterance, audio)
     text, text_problems = _check_transcript(utterance, labels)
     problems += text_problems
     # a recording that is no window long has its problem already
@@ -160,29 +163,34 @@ def _samples(duration: float, audio: AudioConfig) -> int:
     return round(duration * audio.sample_rate)
 
 
-def _check_audio(utterance: Utterance, audio: AudioConfig) -> tuple[float | None, list[Problem]]:
-    """Returns: the utterance's duration in seconds, None if it cannot be told, and what is wrong with its audio."""
+def _check_audio(utterance: Utterance, audio: AudioConfig) -> tuple[Utterance, float | None, list[Problem]]:
+    """Returns: the utterance, its duration in seconds, None if it cannot be told, and what is wrong with its audio.
+
+    A manifest that says less than the whole file means its beginning, as NeMo reads it: the utterance becomes a segment.
+    """
     where, path = utterance.where, utterance.audio
     try:
         duration = audio_duration(path)
     except (FileNotFoundError, NotADirectoryError):
-        return None, [Problem(MISSING_AUDIO, where, f"{path}: no such file")]
+        return utterance, None, [Problem(MISSING_AUDIO, where, f"{path}: no such file")]
     except OSError as error:
-        return None, [Problem(UNREADABLE_AUDIO, where, f"{path}: {error.strerror}")]
+        return utterance, None, [Problem(UNREADABLE_AUDIO, where, f"{path}: {error.strerror}")]
     except ValueError as error:
-        return None, [Problem(UNREADABLE_AUDIO, where, str(error))]
-    offset, segment_duration = utterance.segment
-    if segment_duration is not None:
-        if offset + segment_duration > duration + SEGMENT_TOLERANCE:
-            end = offset + segment_duration
-            detail = f"{path}: {duration:.2f} s long: expected {end:.2f} s, where the segment ends"
-            return None, [Problem(UNREADABLE_AUDIO, where, detail)]
-        duration = min(segment_duration, duration - offset)
+        return utterance, None, [Problem(UNREADABLE_AUDIO, where, str(error))]
+    if utterance.duration is not None:
+        offset = utterance.offset or 0.0
+        end = offset + utterance.duration
+        if end > duration + SEGMENT_TOLERANCE:
+            detail = f"{path}: {duration:.2f} s long: expected {end:.2f} s, where the manifest lets the utterance end"
+            return utterance, None, [Problem(UNREADABLE_AUDIO, where, detail)]
+        if utterance.offset is not None or end < duration - SEGMENT_TOLERANCE:
+            utterance = replace(utterance, offset=offset)
+            duration = min(utterance.duration, duration - offset)
     shortest = audio.window_samples // 2 + 1  # else reflection has nothing to pad with
     if _samples(duration, audio) < shortest:
         detail = f"{path}: {_samples(duration, audio)} samples at {audio.sample_rate} Hz: expected at least {shortest}"
-        return duration, [Problem(SHORT_AUDIO, where, detail)]
-    return duration, []
+        return utterance, duration, [Problem(SHORT_AUDIO, where, detail)]
+    return utterance, duration, []
 
 
 def _check_transcript(utterance: Utterance, labels: Labels | None) -> tuple[str | None, list[Problem]]:

@@ -3,8 +3,10 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
+
+from tqdm import tqdm
 
 STATUS_FAILED, STATUS_USAGE, STATUS_INTERRUPTED = 1, 2, 130
 
@@ -35,15 +37,20 @@ def run_script(work: Callable[[], int | None], interrupted: str = "interrupted")
 
     ASR_TRACEBACK=1 in the environment shows the traceback instead, for whoever is debugging.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows ASCII only shows \\u65e5 rather than nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return work() or 0
+        status = work() or 0
+        sys.stdout.flush()  # here, where a full disk or a closed pipe is told in one line
+        return status
     except KeyboardInterrupt:
         print(f"\n{interrupted}" if sys.stderr.isatty() else interrupted, file=sys.stderr)  # behind the terminal's ^C
         return STATUS_INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough; what is still buffered must not raise again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STATUS_FAILED
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # torch reports a full disk or memory by RuntimeError
         if os.environ.get("ASR_TRACEBACK"):
             raise
         print(f"error: {message(error)}", file=sys.stderr)
@@ -54,7 +61,13 @@ def message(error: Exception) -> str:
     """`path: what went wrong`, also for errors of the operating system, whose own text begins with a number."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, ValueError) else text.partition("\n")[0]
+
+
+def progress_bar(items: Iterable | None = None, desc: str | None = None, **kwargs: object) -> tqdm:
+    """tqdm on a terminal, silence elsewhere."""
+    return tqdm(items, desc=desc, leave=False, disable=None if sys.stderr else True, **kwargs)
 
 
 def number(kind: type, at_least: float | None = None, at_most: float | None = None, above: float | None = None) -> Callable:

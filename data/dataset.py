@@ -49,7 +49,7 @@ class Batch:
     problems: tuple[str, ...] = ()  # what was wrong with utterances that should have been here as well
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "problems"}
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "problems"}
         return replace(self, **moved)
 
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there: nobody ever reads half of one, whatever kills the process that writes it."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ def whole_file(path: str | os.PathLike[str], durable: bool = False) -> Iterator[
 
     `durable` waits until the disk has the file, so that it survives even a crash of the machine.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file: expected the name of a file to write", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -24,6 +27,17 @@ def whole_file(path: str | os.PathLike[str], durable: bool = False) -> Iterator[
             _flush(path.parent)  # the new name is the folder's to keep
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before hours of work whether their result can be written. Raises: OSError naming the path."""
+    if not os.path.basename(path):
+        raise OSError(errno.EISDIR, "a folder: expected the name of a file to write", os.fspath(path) or "''")
+    with whole_file(Path(path).with_name(f".{Path(path).name}.check")) as trial:
+        trial.touch()
+    Path(path).with_name(f".{Path(path).name}.check").unlink()
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a regular file: expected the name of a file to write", os.fspath(path))
 
 
 def _flush(path: Path) -> None:

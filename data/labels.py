@@ -80,17 +80,6 @@ class Labels:
             raise ValueError(f"characters {_quoted(dict.fromkeys(unknown))} of {text!r} are not among the labels")
         return np.fromiter((self._index_of[character] for character in text), dtype=np.int64, count=len(text))
 
-    def decode(self, indices: Iterable[int]) -> str:
-        """Write indices as text, the inverse of `encode`; a blank shows as `_`, because merging is the decoder's work.
-
-        Raises: ValueError if an index has no label.
-        """
-        indices = [int(index) for index in indices]
-        for index in indices:
-            if not 0 <= index < len(self.symbols):
-                raise ValueError(f"label index {index}: expected 0 to {len(self.symbols) - 1}")
-        return "".join(self.symbols[index] for index in indices)
-
     def unknown(self, text: str) -> list[str]:
         """The characters of a text that cannot be encoded, one entry for each time one occurs, in their order."""
         return [character for character in unicodedata.normalize("NFC", text) if character not in self._spoken]

@@ -43,7 +43,7 @@ class Utterance:
     text: str | None = None  # given in the manifest; comes before text_path
     text_path: str | None = None
     duration: float | None = None  # seconds; None: not known yet
-    offset: float | None = None  # seconds; None: the utterance is the whole file, whatever `duration` says
+    offset: float | None = None  # seconds; None: not said, and once checked (data/checks.py), the whole file
     manifest: str = ""
     line: int = 0
 
@@ -54,10 +54,7 @@ class Utterance:
 
     @property
     def segment(self) -> tuple[float, float | None]:
-        """What `load_audio` shall read: offset and duration in seconds; (0.0, None) is the whole file.
-
-        A duration without an offset is only informational, as NeMo has it: the file's own length counts.
-        """
+        """What `load_audio` shall read of a checked utterance: offset and duration in seconds; (0.0, None) is all of it."""
         return (0.0, None) if self.offset is None else (self.offset, self.duration)
 
 
@@ -71,7 +68,7 @@ def read_manifest(path: str | PathLike[str]) -> list[Utterance]:
     text = _manifest_text(path)
     folder = os.path.join(os.path.dirname(os.path.abspath(path)), "")
     with _collector_paused():
-        if re.match(r'\s*\{\s*"', text):
+        if text.lstrip()[:1] == "{":
             utterances = list(_json_utterances(text, path, folder))
         else:
             utterances = list(_csv_utterances(text, path, folder))

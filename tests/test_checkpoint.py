@@ -70,6 +70,24 @@ def test_code_in_a_file_is_not_run(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+def test_float16_weights_run_in_float32(tmp_path):
+    half = checkpoint()
+    half.weights = {name: w.half() if w.is_floating_point() else w for name, w in half.weights.items()}
+    save_checkpoint(half, tmp_path / "half.pth")
+    model = load_checkpoint(tmp_path / "half.pth").build_model()
+    logits, _ = model(torch.randn(1, 1, 81, 20), torch.tensor([20]))
+    assert logits.dtype == torch.float32 and logits.isfinite().all()
+
+
+def test_what_a_link_points_to_is_written_and_a_device_is_not(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with whole_file(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+    with pytest.raises(OSError, match="not a regular file"), whole_file("/dev/null"):
+        pass
+
+
 def broken_files(path):
     good = path.parent / "good.pth"
     save_checkpoint(checkpoint(), good)
@@ -102,6 +120,24 @@ def test_what_is_no_model_file_gets_one_line_that_names_it(tmp_path):
 def test_the_predecessors_file_describes_itself(folder):
     text = load_checkpoint(GOLDEN / folder / "deepspeech_2.pth.tar").describe()
     assert "deepspeech.pytorch" in text and "64" in text and "Current WER" in text
+
+
+@needs_shared
+@pytest.mark.parametrize("folder", ["bigru_64x3", "unigru_lookahead20_64x2"])
+def test_the_predecessors_model_saved_anew_is_still_that_model(tmp_path, folder):
+    old = load_checkpoint(GOLDEN / folder / "deepspeech_2.pth.tar")
+    save_checkpoint(old, tmp_path / "new.pth")
+    new = load_checkpoint(tmp_path / "new.pth")
+    assert (new.model, new.audio, new.labels, new.release, new.history) == (
+        *(old.model, old.audio, old.labels, old.release, old.history),
+    )
+    assert all(torch.equal(new.weights[name], weight) for name, weight in old.weights.items())
+
+
+@needs_shared
+def test_a_file_written_within_an_epoch_does_not_count_it():
+    middle = load_checkpoint(GOLDEN / "bigru_64x3" / "deepspeech_checkpoint_epoch_2_iter_4.pth")
+    assert middle.epoch == 1 and len(middle.history) == 1 and middle.history[0]["wer"] > 0
 
 
 @needs_shared

@@ -7,7 +7,7 @@ import soundfile
 from config import AudioConfig
 from data import checks
 from data.audio import load_audio
-from data.checks import Problem, apply_policy, check_utterances, read_checked, report
+from data.checks import Problem, apply_policy, check_utterances, read_manifests, report
 from data.labels import Labels
 from data.manifest import Utterance, read_manifest
 
@@ -33,7 +33,7 @@ def add(folder, name, samples=RATE, text="ONE TWO", rate=RATE, encoding="utf-8")
 def check(folder, *lines, labels=LABELS):
     manifest = folder / "m.csv"
     manifest.write_text("".join(lines))
-    return check_utterances(read_manifest(manifest), labels, AUDIO, halved, progress=False)
+    return check_utterances(read_manifest(manifest), labels, AUDIO, halved)
 
 
 def kinds(result):
@@ -141,17 +141,19 @@ def test_segments_count_by_their_own_length(tmp_path):
         tmp_path,
         segment_line(),
         segment_line(offset=0.5),
-        segment_line(offset="null", duration=99),
-        segment_line(offset=0.5005, duration=0.5),
+        segment_line(offset="null", duration=1.01),
+        segment_line(offset=0.52, duration=0.5),
+        segment_line(offset="null", duration=0.7),
         segment_line(offset=0.6),
+        segment_line(offset="null", duration=99),
         segment_line(duration=0.005),
         segment_line(duration=0.02),
     )
-    assert [utterance.offset for utterance in result.good] == [0.0, 0.5, None, 0.5005]
-    assert [utterance.duration for utterance in result.good] == pytest.approx([0.5, 0.5, 1.0, 0.4995])
-    assert [load_audio(u.audio, RATE, *u.segment).size for u in result.good] == [8000, 8000, 16000, 7992]
-    assert kinds(result) == [checks.UNREADABLE_AUDIO, checks.SHORT_AUDIO, checks.SHORT_FOR_CTC]
-    assert "1.00 s long: expected 1.10 s, where the segment ends" in result.problems[0].detail
+    assert [utterance.offset for utterance in result.good] == [0.0, 0.5, None, 0.52, 0.0]
+    assert [utterance.duration for utterance in result.good] == pytest.approx([0.5, 0.5, 1.0, 0.48, 0.7])
+    assert [load_audio(u.audio, RATE, *u.segment).size for u in result.good] == [8000, 8000, 16000, 7680, 11200]
+    assert kinds(result) == [*[checks.UNREADABLE_AUDIO] * 2, checks.SHORT_AUDIO, checks.SHORT_FOR_CTC]
+    assert "1.00 s long: expected 1.10 s, where the manifest lets the utterance end" in result.problems[0].detail
 
 
 def test_report_shows_a_few_of_each_kind_and_counts_all():
@@ -208,30 +210,37 @@ def test_policy_unknown(tmp_path):
 
 def test_a_path_no_file_can_have(tmp_path):
     utterance = Utterance("/a\0.wav", text_path="/a\0.txt", manifest="m", line=1)
-    result = check_utterances([utterance], LABELS, AUDIO, halved, progress=False)
+    result = check_utterances([utterance], LABELS, AUDIO, halved)
     assert kinds(result) == [checks.UNREADABLE_AUDIO, checks.UNREADABLE_TRANSCRIPT]
 
 
 def test_progress_bar_stays_out_of_files(tmp_path, capsys):
     (tmp_path / "m.csv").write_text(add(tmp_path, "a"))
-    check_utterances(read_manifest(tmp_path / "m.csv"), LABELS, AUDIO, halved, progress=True)
+    check_utterances(read_manifest(tmp_path / "m.csv"), LABELS, AUDIO, halved)
     assert capsys.readouterr() == ("", "")
 
 
-def test_read_checked_for_training(tmp_path, capsys):
+def test_read_manifests_for_training(tmp_path, capsys):
     path = tmp_path / "m.csv"
     path.write_text(add(tmp_path, "a") + add(tmp_path, "b", text="two"))
     with pytest.raises(ValueError, match="--on-bad-data skip"):
-        read_checked(path, AUDIO, LABELS, halved)
-    (utterance,) = read_checked(path, AUDIO, LABELS, halved, "skip")
+        read_manifests([path], AUDIO, LABELS, halved)
+    ((utterance,),) = read_manifests([path], AUDIO, LABELS, halved, "skip")
     assert (utterance.text, utterance.duration) == ("ONE TWO", 1.0)
     assert capsys.readouterr().err.startswith(f"{path}: 1 of 2 utterances cannot be used\n")
 
 
-def test_read_checked_for_evaluation_counts_every_text(tmp_path):
+def test_read_manifests_for_evaluation_counts_every_text(tmp_path):
     path = tmp_path / "m.csv"
     path.write_text(add(tmp_path, "a", text="é 7") + add(tmp_path, "b", text="") + add(tmp_path, "c", 200, "LONG"))
-    assert [utterance.text for utterance in read_checked(path, AUDIO)] == ["é 7", "", "LONG"]
+    assert [utterance.text for utterance in read_manifests([path], AUDIO)[0]] == ["é 7", "", "LONG"]
     path.write_text(path.read_text() + add(tmp_path, "d", samples=None))
     with pytest.raises(ValueError, match="missing audio: 1 of 4"):
-        read_checked(path, AUDIO)
+        read_manifests([path], AUDIO)
+
+
+def test_what_is_wrong_with_several_manifests_is_told_at_once(tmp_path):
+    for name in ("train.csv", "val.csv"):
+        (tmp_path / name).write_text(add(tmp_path, "a") + add(tmp_path, name, text="two"))
+    with pytest.raises(ValueError, match=r"(?s)train\.csv: 1 of 2.*val\.csv: 1 of 2"):
+        read_manifests([str(tmp_path / "train.csv"), str(tmp_path / "val.csv")], AUDIO, LABELS, halved)

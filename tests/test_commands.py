@@ -15,6 +15,8 @@ import pytest
 import soundfile
 import torch
 
+from asr.checkpoint import load_checkpoint
+
 ROOT = Path(__file__).resolve().parents[1]
 TONES = {"A": 400, "B": 900, "C": 1600}  # Hz: each letter is a beep
 SMALL = "--hidden-size 32 --hidden-layers 1 --batch-size 8 --num-workers 1 --optimizer adamw --lr 0.01".split()
@@ -119,23 +121,26 @@ def test_model_py_describes(corpus, trained):
 def test_the_same_seed_trains_the_same_model_whatever_the_workers(corpus, tmp_path):
     prints = []
     for workers, name in ((0, "a"), (2, "b")):
-        augment = ["--spec-augment", "--speed-perturb", 0.1, "--epochs", 2]
+        augment = ["--spec-augment", "--speed-perturb", 0.1, "--hidden-layers", 2, "--dropout", 0.3, "--epochs", 2]
         done = train(corpus, *augment, "--num-workers", workers, "--model-path", tmp_path / name)
         assert done.returncode == 0, done.stderr
         prints.append(re.findall(r"Average (?:Loss|WER|CER) [\d.]+", done.stdout))
     assert prints[0] == prints[1] and len(prints[0]) == 6
+    a, b = (load_checkpoint(tmp_path / name).weights for name in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_early_stopping_and_accumulation(corpus, tmp_path):
     flags = ["--lr", 1e-9, "--early-stopping", 2, "--grad-accumulation", 3, "--precision", "bf16", "--rnn-type", "lstm"]
     done = train(corpus, *flags, "--epochs", 9, "--model-path", tmp_path / "m.pth")
     assert done.returncode == 0, done.stderr
-    assert "[3]" in done.stdout and "[4]" not in done.stdout and "stopping early" in done.stdout
+    best = int(re.search(r"^Best WER .* in epoch (\d+)", done.stdout, re.MULTILINE)[1])
+    assert "stopping early" in done.stdout and done.stdout.count("Training Summary") == best + 2 < 9
 
 
 def replaced(corpus: Path, name: str, line: str) -> None:
     lines = (corpus / "train.csv").read_text().splitlines(keepends=True)
-    (corpus / name).write_text("".join([*lines[:3], line, *lines[4:]]))
+    (corpus / name).write_text("".join([*lines[:3], line, *lines[4:12]]))
 
 
 BAD_DATA = {
@@ -159,10 +164,10 @@ def test_bad_data_stops_the_run_before_it_starts_or_is_left_out_aloud(corpus, tm
     assert kind in done.stderr and "bad.csv:4" in done.stderr and named in done.stderr
     assert "--on-bad-data skip" in done.stderr and "Traceback" not in done.stderr
     done = train(corpus, *flags, "--on-bad-data", "skip")
-    assert done.returncode == 0 and "63 utterances to train on" in done.stdout and "bad.csv:4" in done.stderr
+    assert done.returncode == 0 and "11 utterances to train on" in done.stdout and "bad.csv:4" in done.stderr
 
 
-MODEL = "models/deepspeech_final.pth"
+GOOD_DATA = "--train-manifest train.csv --val-manifest val.csv --labels-path labels.json --num-workers 0".split()
 BAD_USE = [
     ("train.py", ["--train-manifest", "nix.csv"], 1, "nix.csv"),
     ("train.py", ["--train-manifest", "u1.wav"], 1, "u1.wav:"),
@@ -173,6 +178,15 @@ BAD_USE = [
     ("train.py", ["--window", "square"], 2, "--window"),
     ("train.py", ["--no-such-flag"], 2, "--no-such-flag"),
     ("train.py", ["--learning-rate", "-1"], 2, "--learning-rate"),
+    ("train.py", ["--learning-rate", "nan"], 2, "--learning-rate"),
+    ("train.py", ["--seed", "9" * 30], 2, "--seed"),
+    ("train.py", ["--warmup", "9", "--epochs", "9"], 2, "--warmup"),
+    ("train.py", ["--freeze-batch-norm", "70"], 2, "--freeze-batch-norm"),
+    ("train.py", [*GOOD_DATA, "--model-path", "models"], 1, "models:"),
+    ("train.py", [*GOOD_DATA, "--model-path", ""], 1, "''"),
+    ("train.py", [*GOOD_DATA, "--model-path", "/dev/null"], 1, "/dev/null"),
+    ("train.py", [*GOOD_DATA, "--checkpoint", "--save-folder", "labels.json"], 1, "labels.json"),
+    ("train.py", [*GOOD_DATA, "--hidden-size", "100000000"], 1, "memory"),
     ("test.py", ["--test-manifest", "val.csv", "--model-path", "labels.json"], 1, "labels.json"),
     ("test.py", ["--test-manifest", "nix.csv"], 1, "nix.csv"),
     ("test.py", ["--test-manifest", "val.csv", "--sample-rate", "8000"], 2, "--sample-rate 8000"),
@@ -208,6 +222,34 @@ def test_cuda_without_cuda_is_one_line(corpus, trained, monkeypatch, capsys):
         assert run_here(script, "--cuda") == 1
         printed = capsys.readouterr()
         assert printed.err.count("\n") == 1 and "--cuda" in printed.err
+
+
+def test_a_training_that_diverges_says_so_and_keeps_no_model(corpus, tmp_path):
+    done = train(corpus, "--lr", 1e30, "--epochs", 2, "--model-path", tmp_path / "m.pth")
+    assert done.returncode == 1 and "lower --lr" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "m.pth").exists()
+
+
+def test_nothing_left_to_evaluate_is_no_perfect_score(corpus, trained, monkeypatch, capsys):
+    monkeypatch.chdir(corpus)
+    good = (corpus / "broken.flac").resolve()
+    soundfile.write(good, np.random.default_rng(0).normal(0, 0.1, 60000), 16000)
+    content = bytearray(good.read_bytes())
+    content[40000:60000] = bytes(20000)  # the header and the last frame stay
+    good.write_bytes(content)
+    (corpus / "broken.csv").write_text("broken.flac,u1.txt\n")
+    assert run_here("test.py", "--test-manifest", "broken.csv", "--on-bad-data", "skip", "--num-workers", "0") == 1
+    printed = capsys.readouterr()
+    assert "broken.csv:1" in printed.err and "no utterance could be evaluated" in printed.err and printed.out == ""
+
+
+def test_characters_the_model_cannot_write_are_told(corpus, trained, monkeypatch, capsys):
+    monkeypatch.chdir(corpus)
+    (corpus / "small.txt").write_text("abc\n")
+    (corpus / "small.csv").write_text("u1.wav,small.txt\n")
+    assert run_here("test.py", "--test-manifest", "small.csv", "--num-workers", "0") == 0
+    printed = capsys.readouterr()
+    assert "'abc'" in printed.err and "Average WER" in printed.out
 
 
 def test_ctrl_c_ends_at_once_and_leaves_nothing_half_written(corpus, tmp_path):

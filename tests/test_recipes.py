@@ -91,3 +91,17 @@ def test_an4_transcripts_must_agree(tmp_path):
     listing.write_text("audio,text\na.flac,TWO\n")
     with pytest.raises(ValueError, match=r"train\.csv:2: .*a\.txt says 'ONE': expected 'TWO'"):
         an4_manifests.read_an4_list(listing)
+
+
+def test_the_demo_runs_and_uses_again_what_is_there(tmp_path):
+    command = [sys.executable, str(ROOT / "recipes" / "demo.py"), "--folder", str(tmp_path), "--utterances", "20"]
+    outputs = [
+        subprocess.run([*command, "--epochs", "1"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        for _ in range(2)
+    ]
+    assert [done.returncode for done in outputs] == [0, 0], outputs[0].stderr
+    assert "Training Summary Epoch: [1]" in outputs[0].stdout and "Training Summary" not in outputs[1].stdout
+    for done in outputs:
+        typed = [line.split()[1] for line in done.stdout.splitlines()[-3:]]
+        assert typed == ["train.py", "test.py", "transcribe.py"]
+        assert "Test Summary" in done.stdout and "reference:  " in done.stdout and "hypothesis: " in done.stdout
