@@ -12,12 +12,12 @@ test: .venv/test-ready
 	$(BIN)/python -m pytest
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
-.venv/demo-ready: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -r requirements.txt espeakng-loader==0.2.4
+.venv/demo-ready: requirements.txt requirements-demo.txt | .venv/bin/python
+	$(BIN)/python -m pip install -r requirements-demo.txt
 	touch $@
 
-.venv/test-ready: requirements.txt requirements-dev.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+.venv/test-ready: requirements.txt requirements-demo.txt requirements-dev.txt | .venv/bin/python
+	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@

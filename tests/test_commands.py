@@ -24,7 +24,7 @@ SMALL = "--hidden-size 32 --hidden-layers 1 --batch-size 8 --num-workers 1 --opt
 
 def run(script: str, *args, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / script), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **kwargs)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, **kwargs)
 
 
 def write_utterance(folder: Path, name: str, text: str) -> str:
