@@ -12,7 +12,7 @@ from asr.evaluation import acoustic_output
 from asr.options import config_from
 from asr.runtime import Runtime
 from config import DecoderConfig
-from data.audio import load_audio
+from data.audio import load_audio, source_name
 from data.command_line import UsageError
 from data.dataset import Sample, collate
 from data.features import spectrogram
@@ -52,7 +52,7 @@ class Recognizer:
         try:
             spect = spectrogram(wave, self.audio)
         except ValueError as error:
-            raise ValueError(f"{getattr(source, 'name', source)}: {error}") from None
+            raise ValueError(f"{source_name(source)}: {error}") from None
         batch = collate([Sample(spect, torch.empty(0, dtype=torch.int64), 0)])
         log_probs, lens = acoustic_output(self.model, batch, self.runtime)
         return self.decoder.decode(log_probs, lens)[0]

@@ -55,14 +55,18 @@ def audio_duration(source: Path | str | BinaryIO) -> float:
         return file.frames / file.samplerate
 
 
+def source_name(source: Path | str | BinaryIO) -> str:
+    """What messages call a recording: its path, or the name its file object carries."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source) or "''"
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) and name else "audio"  # a temporary file's name may be a number
+
+
 @contextmanager
 def _opened(source: Path | str | BinaryIO) -> Iterator[soundfile.SoundFile]:
     """Open a recording whose header has been checked; faults found while it is open get the file's name in front."""
-    if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-    else:
-        name = getattr(source, "name", None)
-        name = name if isinstance(name, str) and name else "audio"  # a temporary file's name may be a number
+    name = source_name(source)
     try:
         with _binary(source) as binary:
             content = checked(binary)

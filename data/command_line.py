@@ -60,7 +60,7 @@ def run_script(work: Callable[[], int | None], interrupted: str = "interrupted")
 def message(error: Exception) -> str:
     """`path: what went wrong`, also for errors of the operating system, whose own text begins with a number."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        return f"{os.fsdecode(error.filename) or repr('')}: {error.strerror}"
     text = str(error) or type(error).__name__
     return text if isinstance(error, ValueError) else text.partition("\n")[0]
 
