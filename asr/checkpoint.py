@@ -136,7 +136,7 @@ def _from_ours(content: dict) -> Checkpoint:
         audio=AudioConfig(**content["audio"]),
         labels=Labels(content["labels"]),
         weights=content["weights"],
-        release=content["release"],
+        release=content.get("release", FORMAT),
         epoch=content["epoch"],
         history=content["history"],
         optimizer=content["optimizer"],
