@@ -186,7 +186,7 @@ BAD_USE = [
     ("train.py", [*GOOD_DATA, "--model-path", ""], 1, "''"),
     ("train.py", [*GOOD_DATA, "--model-path", "/dev/null"], 1, "/dev/null"),
     ("train.py", [*GOOD_DATA, "--checkpoint", "--save-folder", "labels.json"], 1, "labels.json"),
-    ("train.py", [*GOOD_DATA, "--hidden-size", "100000000"], 1, "memory"),
+    ("train.py", [*GOOD_DATA, "--hidden-size", "1000000000"], 1, "error: "),
     ("test.py", ["--test-manifest", "val.csv", "--model-path", "labels.json"], 1, "labels.json"),
     ("test.py", ["--test-manifest", "nix.csv"], 1, "nix.csv"),
     ("test.py", ["--test-manifest", "val.csv", "--sample-rate", "8000"], 2, "--sample-rate 8000"),
