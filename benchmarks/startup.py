@@ -1,6 +1,6 @@
 """How long `--help` keeps a person waiting, beside what importing torch alone would cost.
 
-    python benchmarks/startup.py [--rounds 5]
+python benchmarks/startup.py [--rounds 5]
 """
 
 import argparse

@@ -127,9 +127,7 @@ class BatchLoader:
 
     def __init__(self, dataset: SpectrogramDataset, sampler: LengthBatchSampler, num_workers: int, on_bad_data: str = "fail"):
         self.on_bad_data = on_bad_data
-        with warnings.catch_warnings():
-            # More workers than cores is the user's choice to make.
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        with _without_advice():
             self._batches = torch.utils.data.DataLoader(
                 dataset,
                 batch_sampler=sampler,
@@ -143,7 +141,7 @@ class BatchLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        with _interrupts_held():
+        with _interrupts_held(), _without_advice():
             batches = iter(self._batches)
         for batch in batches:
             if batch.problems and self.on_bad_data == "fail":
@@ -162,3 +160,11 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Leave it to the user whether to have more workers than cores: torch would warn of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
