@@ -6,6 +6,7 @@ F frequency bins, T frames, B utterances, N target labels of one utterance, M of
 import contextlib
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -154,12 +155,25 @@ class BatchLoader:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Keep Ctrl-C waiting while processes are started. They inherit that, for good: it is for the parent to stop them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Keep Ctrl-C waiting while processes are started, which half-started could not be ended in order.
+
+    They inherit its being blocked, for good: it is for the parent to stop them. Blocking alone holds nothing in the parent,
+    where another thread may take the signal, so that its handler waits as well.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught = []
+    signal.signal(signal.SIGINT, lambda *_: caught.append(True))
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
+        signal.signal(signal.SIGINT, handler)
+    if caught:
+        handler(signal.SIGINT, None)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
 """From utterances to batches: what pads, what shuffles, what augments, and that workers change none of it."""
 
 import dataclasses
+import os
+import signal
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import torch
 
 from config import AudioConfig, AugmentConfig
 from data.augment import augment, change_speed
-from data.dataset import BadSample, BatchLoader, Sample, SpectrogramDataset, collate
+from data.dataset import BadSample, BatchLoader, Sample, SpectrogramDataset, _interrupts_held, collate
 from data.labels import Labels, frames_needed
 from data.manifest import Utterance
 from data.samplers import LengthBatchSampler, SampleKey
@@ -152,3 +155,19 @@ def test_speed_moves_length_and_pitch_together():
     assert abs(peak - 500) < 2
     unchanged = augment(tone, AugmentConfig(), np.random.default_rng(0))
     assert np.array_equal(unchanged, tone)
+
+
+def test_ctrl_c_waits_until_processes_are_started_whichever_thread_takes_it():
+    taker = threading.Thread(target=threading.Event().wait, daemon=True)  # not blocked: the kernel may choose it
+    taker.start()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    finished = False
+    try:
+        with pytest.raises(KeyboardInterrupt), _interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            sum(range(10**6))
+            finished = True
+        assert finished
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
