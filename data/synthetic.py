@@ -445,13 +445,23 @@ def _add_missing(corpus: Corpus, missing: list[Line], total: int, jobs: int) -> 
     if not hasattr(os, "fork"):
         raise ValueError("this system cannot fork, without which no speech is made twice the same: use Linux or macOS")
     espeak = Espeak()
-    with (
-        Progress(total=total, initial=total - len(missing), unit=" utterances", disable=None) as progress,
-        closing(say_all(espeak, missing, jobs)) as sayings,
-    ):
-        for line, pcm in sayings:
-            corpus.add(line, recording(pcm, espeak.sample_rate, line, corpus.sample_rate))
-            progress.update()
+    # Ctrl-C is acted on between two utterances: anywhere else it could leave a process or a file half-way.
+    interrupted: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if callable(handler):  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, lambda number, _frame: interrupted.append(number))
+    try:
+        with (
+            Progress(total=total, initial=total - len(missing), unit=" utterances", disable=None) as progress,
+            closing(say_all(espeak, missing, jobs)) as sayings,
+        ):
+            for line, pcm in sayings:
+                corpus.add(line, recording(pcm, espeak.sample_rate, line, corpus.sample_rate))
+                progress.update()
+                if interrupted:
+                    raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _summary(corpus: Corpus, lines: list[Line], hours: float, verb: str) -> str:
