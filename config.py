@@ -57,6 +57,7 @@ class ModelConfig:
     lookahead_context: int = 20  # frames seen by the lookahead convolution of unidirectional models, the present included
     dropout: float = 0.0  # on the input of every recurrent layer but the first, while training
     masked_batch_norm: bool = True  # leave padding out of the batch statistics; False is what the predecessor did
+    release1: bool = False  # the network of deepspeech.pytorch 1.x: other convolution padding, recurrent layers without bias
 
     def __post_init__(self) -> None:
         if self.rnn_type not in RNN_TYPES:

@@ -1,6 +1,7 @@
 """The network of Deep Speech 2 (Amodei et al. 2015, arXiv 1512.02595): convolutions, a recurrent stack, a CTC head.
 
     python model.py --model-path models/deepspeech_final.pth      describe a model file
+    python model.py --average A.pth B.pth --output C.pth          average the weights of several
 
 Shapes: B utterances, F frequency bins, T spectrogram frames, L output frames, H hidden size, C labels.
 The model returns logits; the softmax belongs to the loss and the decoders. An utterance's result never depends on what it
@@ -9,6 +10,7 @@ frame, not at the batch's.
 """
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,15 @@ from config import ModelConfig
 
 CONV_CHANNELS = 32
 CLIP = 20.0  # section 3.2 of the paper: clipped ReLU min(max(x, 0), 20)
-TIME_KERNEL, TIME_STRIDE, TIME_PADDING = 11, 2, 5  # of the first convolution; the second keeps the number of frames
+TIME_KERNEL, TIME_STRIDE = 11, 2  # of the first convolution; the second has the same kernel and no stride
+# Zeros around the input of the first and the second convolution, (frequency, time): ours, and those of deepspeech.pytorch 1.x.
+PADDINGS, RELEASE1_PADDINGS = ((20, 5), (10, 5)), ((0, 10), (0, 0))
 
 
-def output_frames(frames: int | Tensor) -> int | Tensor:
+def output_frames(frames: int | Tensor, paddings: tuple[tuple[int, int], ...] = PADDINGS) -> int | Tensor:
     """Output frames L of T spectrogram frames: the one length formula, for ints and integer tensors alike."""
-    return (frames + 2 * TIME_PADDING - TIME_KERNEL) // TIME_STRIDE + 1
+    (_, first), (_, second) = paddings
+    return (frames + 2 * first - TIME_KERNEL) // TIME_STRIDE + 1 + 2 * second - (TIME_KERNEL - 1)
 
 
 def clipped_relu(x: Tensor) -> Tensor:
@@ -37,26 +42,42 @@ class MaskedBatchNorm(nn.modules.batchnorm._BatchNorm):
     broadcasts to it, is true. Without `padding` all positions count, which is what the predecessor computed.
     """
 
+    sum_over_processes: Callable[[Tensor], Tensor] | None = None  # given by whoever wants the statistics of all processes
+
     def _check_input_dim(self, x: Tensor) -> None:
         assert x.dim() >= 2
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        if not self.training or padding is None:
+        if not self.training or (padding is None and self.sum_over_processes is None):
             return super().forward(x)
         over = [d for d in range(x.dim()) if d != 1]
+        autocast, given = torch.is_autocast_enabled(x.device.type), x.dtype
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
+            if padding is None:
+                padding = torch.zeros((1,) * x.dim(), dtype=torch.bool, device=x.device)
             # Positions of one channel that count: padding has size 1 where it does not distinguish.
             valid = (~padding).sum() * (x[:, :1].numel() // padding.numel())
-            mean = x.sum(over, keepdim=True) / valid
+            total = x.sum(over, keepdim=True)
+            if self.sum_over_processes is not None:
+                valid, total = self.sum_over_processes(valid), self.sum_over_processes(total)
+            valid = valid.clamp_min(1)
+            mean = total / valid
             centred = (x - mean).masked_fill(padding, 0.0)
-            var = centred.square().sum(over, keepdim=True) / valid
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.flatten(), self.momentum)
-                self.running_var.lerp_((var * (valid / (valid - 1).clamp_min(1))).flatten(), self.momentum)
-                self.num_batches_tracked.add_(1)
-            scale = self.weight.view_as(mean) * torch.rsqrt(var + self.eps)
-            return torch.addcmul(self.bias.view_as(mean), centred, scale)
+            total = centred.square().sum(over, keepdim=True)
+            if self.sum_over_processes is not None:
+                total = self.sum_over_processes(total)
+            var = total / valid
+            self._remember(mean, var * (valid / (valid - 1).clamp_min(1)))
+            scale = self.weight.float().view_as(mean) * torch.rsqrt(var + self.eps)
+            normalised = torch.addcmul(self.bias.float().view_as(mean), centred, scale)
+        return normalised if autocast else normalised.to(given)  # autocast too returns float32 from what it keeps in it
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor) -> None:
+        self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(var.flatten().to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked.add_(1)
 
 
 class ConvFrontEnd(nn.Module):
@@ -65,17 +86,18 @@ class ConvFrontEnd(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.masked_batch_norm = config.masked_batch_norm
-        self.conv1 = nn.Conv2d(1, CONV_CHANNELS, (41, TIME_KERNEL), (2, TIME_STRIDE), (20, TIME_PADDING))
+        self.paddings = RELEASE1_PADDINGS if config.release1 else PADDINGS
+        self.conv1 = nn.Conv2d(1, CONV_CHANNELS, (41, TIME_KERNEL), (2, TIME_STRIDE), self.paddings[0])
         self.norm1 = MaskedBatchNorm(CONV_CHANNELS)
-        self.conv2 = nn.Conv2d(CONV_CHANNELS, CONV_CHANNELS, (21, 11), (2, 1), (10, 5))
+        self.conv2 = nn.Conv2d(CONV_CHANNELS, CONV_CHANNELS, (21, TIME_KERNEL), (2, 1), self.paddings[1])
         self.norm2 = MaskedBatchNorm(CONV_CHANNELS)
         self.to(memory_format=torch.channels_last)
 
-    @staticmethod
-    def output_size(freq_bins: int) -> int:
+    def output_size(self, freq_bins: int) -> int:
         """Features per output frame: channels x the frequency rows that two strides of 2 leave."""
-        rows = (freq_bins + 2 * 20 - 41) // 2 + 1
-        return CONV_CHANNELS * ((rows + 2 * 10 - 21) // 2 + 1)
+        (first, _), (second, _) = self.paddings
+        rows = (freq_bins + 2 * first - 41) // 2 + 1
+        return CONV_CHANNELS * ((rows + 2 * second - 21) // 2 + 1)
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """x (B, 1, F, T), zero beyond each length; padding (B, L) bool -> (B, 32, F', L), zero beyond each length."""
@@ -83,8 +105,10 @@ class ConvFrontEnd(nn.Module):
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
             # oneDNN convolves a single channel faster in float32.
             with torch.autocast("cpu", enabled=False) if conv is self.conv1 else contextlib.nullcontext():
-                x = conv(x).masked_fill_(padding, 0.0)
-            x = clipped_relu(norm(x, padding if self.masked_batch_norm else None)).masked_fill_(padding, 0.0)
+                x = conv(x)
+            beyond = F.pad(padding, (x.shape[-1] - padding.shape[-1], 0))  # release 1's first one has more frames than L
+            x = x.masked_fill_(beyond, 0.0)
+            x = clipped_relu(norm(x, beyond if self.masked_batch_norm else None)).masked_fill_(beyond, 0.0)
         return x
 
 
@@ -102,8 +126,9 @@ class RecurrentLayer(nn.Module):
         self.masked_batch_norm = config.masked_batch_norm
         self.norm = None if first else MaskedBatchNorm(input_size)
         self.dropout = None if first else nn.Dropout(config.dropout)
-        self.forward_rnn = rnn(input_size, config.hidden_size)
-        self.backward_rnn = rnn(input_size, config.hidden_size) if config.bidirectional else None
+        size = {"input_size": input_size, "hidden_size": config.hidden_size, "bias": not config.release1}
+        self.forward_rnn = rnn(**size)
+        self.backward_rnn = rnn(**size) if config.bidirectional else None
 
     def forward(self, x: Tensor, padding: Tensor, reversal: Tensor) -> Tensor:
         """x (L, B, H), padding (L, B, 1) bool, reversal (L, B, 1) frame indices -> (L, B, H), zero beyond each length."""
@@ -125,8 +150,9 @@ class RecurrentLayer(nn.Module):
     def _faster_in_float32(self, x: Tensor) -> bool:
         """Whether bfloat16 would cost time: oneDNN adds up a bfloat16 LSTM's weight gradient step by step, which takes longer
         than it saves once the weights outgrow a core's cache (measured: 320 x 1312 backward 0.28 s, in float32 0.19 s)."""
-        wide = isinstance(self.forward_rnn, nn.LSTM) and self.forward_rnn.weight_ih_l0.numel() > 2**19
-        return wide and self.training and x.device.type == "cpu"
+        weight = self.forward_rnn.weight_ih_l0
+        wide = isinstance(self.forward_rnn, nn.LSTM) and weight.numel() > 2**19
+        return wide and self.training and x.device.type == "cpu" and weight.dtype == torch.float32
 
 
 class Lookahead(nn.Module):
@@ -153,7 +179,7 @@ class DeepSpeech(nn.Module):
         super().__init__()
         self.config = config
         self.conv = ConvFrontEnd(config)
-        sizes = [ConvFrontEnd.output_size(config.freq_bins)] + [config.hidden_size] * (config.hidden_layers - 1)
+        sizes = [self.conv.output_size(config.freq_bins)] + [config.hidden_size] * (config.hidden_layers - 1)
         self.rnns = nn.ModuleList(RecurrentLayer(config, size, first=i == 0) for i, size in enumerate(sizes))
         self.lookahead = None if config.bidirectional else Lookahead(config.hidden_size, config.lookahead_context)
         self.head_norm = MaskedBatchNorm(config.hidden_size)
@@ -175,13 +201,15 @@ class DeepSpeech(nn.Module):
         spects (B, 1, F, T) float, zero beyond each length; lens (B,) integer frames.
         Returns: logits (B, L, C) float32, where frames beyond an utterance's length carry no meaning, and lengths (B,).
         """
-        out_lens = output_frames(lens)
-        frames = output_frames(spects.shape[-1])
+        if self.config.release1:  # what is shorter than its unpadded convolution reaches is heard with silence behind it
+            lens, spects = lens.clamp_min(TIME_KERNEL), F.pad(spects, (0, max(0, TIME_KERNEL - spects.shape[-1])))
+        out_lens = output_frames(lens, self.conv.paddings)
+        frames = output_frames(spects.shape[-1], self.conv.paddings)
         t = torch.arange(frames, device=spects.device)[:, None]  # (L, 1)
         padding = t >= out_lens  # (L, B)
         # Frame t of an utterance reversed within its own length; padding stays where it is, after the speech.
         reversal = torch.where(padding, t, out_lens - 1 - t)[:, :, None]
-        x = self.conv(spects, padding.T)
+        x = self.conv(spects.to(self.conv.conv1.weight.dtype), padding.T)
         x = x.flatten(1, 2).permute(2, 0, 1).contiguous()  # (L, B, 32 x F')
         padding = padding[:, :, None]
         for layer in self.rnns:
@@ -194,15 +222,27 @@ class DeepSpeech(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> int:
-    from asr.checkpoint import (
-        load_checkpoint,  # only here: the module itself imports nothing but torch and its settings
-    )
+    # Only here: the module itself imports nothing but torch and its settings.
+    from asr.checkpoint import average_checkpoints, load_checkpoint, save_checkpoint
     from data.command_line import argument_parser, run_script
+    from data.files import check_writable
 
     parser = argument_parser(__doc__)
     parser.add_argument("--model-path", default="models/deepspeech_final.pth", help="model file to describe")
+    parser.add_argument("--average", nargs="+", metavar="FILE", help="model files of one network, to average the weights of")
+    parser.add_argument("--output", metavar="FILE", help="model file to write the average to")
     args = parser.parse_args(argv)
-    return run_script(lambda: print(load_checkpoint(args.model_path).describe()))
+    if args.average and len(args.average) < 2:
+        parser.error(f"--average {args.average[0]}: expected two model files or more")
+    if bool(args.average) != bool(args.output):
+        parser.error("--average and --output belong together: expected both")
+
+    def average() -> None:
+        check_writable(args.output)
+        save_checkpoint(average_checkpoints(args.average), args.output)
+        print(f"Average of {len(args.average)} models: {args.output}")
+
+    return run_script(average if args.average else lambda: print(load_checkpoint(args.model_path).describe()))
 
 
 if __name__ == "__main__":

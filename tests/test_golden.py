@@ -9,7 +9,8 @@ import torch
 from shared_data import GOLDEN, needs_shared
 from torch import nn
 
-from asr.checkpoint import _renamed, load_checkpoint
+from asr.checkpoint import load_checkpoint
+from asr.predecessor import renamed
 from asr.training import ctc_loss
 from decoder import GreedyDecoder
 from model import output_frames
@@ -82,21 +83,21 @@ def test_training_forward_gradients_statistics_and_one_sgd_step(golden):
     train = expected["train"]
     assert loss.item() == pytest.approx(train["ctc_loss_batch_mean"], rel=1e-3)
     ours = dict(model.named_parameters())
-    assert {_renamed(name) for name in train["grad_norms"]} == ours.keys()
+    assert {renamed(name) for name in train["grad_norms"]} == ours.keys()
     for name, norm in train["grad_norms"].items():
-        assert ours[_renamed(name)].grad.norm().item() == pytest.approx(norm, rel=1e-3), name
+        assert ours[renamed(name)].grad.norm().item() == pytest.approx(norm, rel=1e-3), name
     total = nn.utils.clip_grad_norm_(model.parameters(), train["clipped_to"])
     assert total.item() == pytest.approx(train["grad_norm_total"], rel=1e-3)
     optimizer.step()
     for name, norm in train["param_norms_after_step"].items():
-        assert ours[_renamed(name)].norm().item() == pytest.approx(norm, rel=1e-5), name
+        assert ours[renamed(name)].norm().item() == pytest.approx(norm, rel=1e-5), name
     if (folder / "train_logits.npz").exists():
         recorded = torch.from_numpy(np.load(folder / "train_logits.npz")["logits"])
         for row, n in enumerate(out_lens):
             assert (logits[row, :n] - recorded[row, :n]).abs().max() < 1e-4
         state = model.state_dict()
         for name, statistic in np.load(folder / "train_bn_after.npz").items():
-            assert (state[_renamed(name)] - torch.from_numpy(statistic)).abs().max() < 1e-4, name
+            assert (state[renamed(name)] - torch.from_numpy(statistic)).abs().max() < 1e-4, name
 
 
 def test_parameter_count(golden):
