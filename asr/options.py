@@ -123,6 +123,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "--sample-rate", type=number(int, 1), help="Hz the model must have been trained at (default: whatever it was)"
     )
     parser.add_argument("--cuda", action="store_true", help="run on CUDA")
+    parser.add_argument("--half", action="store_true", help="weights and activations in float16, with --cuda")
     add_decoder_options(parser)
     add_precision_option(parser)
 
@@ -130,10 +131,47 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
 def add_precision_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="bf16: the network under bfloat16 autocast, weights and loss in float32",
+        choices=("fp32", "fp16", "bf16"),
+        help="numbers that the network is computed in; fp16 needs --cuda (default: fp32)",
     )
+
+
+def add_training_precision_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("precision")
+    add_precision_option(group)
+    group.add_argument(
+        "--opt-level",
+        choices=("O0", "O1", "O2", "O3"),
+        help="O0: float32; O1: autocast; O2: 16-bit weights with float32 master weights and batch norm; O3: all in 16 bits; "
+        "the 16 bits are float16, or --precision bf16 (default: O0, with --precision O1)",
+    )
+    group.add_argument(
+        "--keep-batchnorm-fp32",
+        type=_true_or_false,
+        nargs="?",
+        const=True,
+        metavar="True|False",
+        help="override what the level does with batch norm",
+    )
+    group.add_argument("--loss-scale", default="1", help="lift float16 gradients by this number, or dynamic")
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected True or False")
+    return text.lower() == "true"
+
+
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """One process of several that was started by hand; `python -m multiproc` and torchrun need none of these."""
+    group = parser.add_argument_group("processes started by hand (python -m multiproc starts them for you)")
+    group.add_argument("--dist-url", default="tcp://127.0.0.1:1550", help="where the processes meet")
+    group.add_argument(
+        "--dist-backend", "--dist_backend", choices=("nccl", "gloo"), help="how they talk (default: nccl on CUDA, else gloo)"
+    )
+    group.add_argument("--world-size", type=number(int, 1), default=1, help="how many they are")
+    group.add_argument("--rank", type=number(int, 0), default=0, help="which one this is")
+    group.add_argument("--gpu-rank", type=number(int, 0), help="which CUDA device is its own")
 
 
 def add_bad_data_option(parser: argparse.ArgumentParser) -> None:
@@ -143,3 +181,13 @@ def add_bad_data_option(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="what to do about utterances that cannot be used: stop, or report them and go on without",
     )
+
+
+def add_graph_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("graphs", "every run also writes metrics.jsonl to its --save-folder")
+    group.add_argument("--tensorboard", action="store_true", help="write TensorBoard events to LOG_DIR/ID")
+    group.add_argument("--log-dir", "--logdir", default="visualize/deepspeech_final", help="TensorBoard's --logdir")
+    group.add_argument("--log-params", action="store_true", help="TensorBoard: histograms of parameters and gradients")
+    group.add_argument("--visdom", action="store_true", help="show curves on a Visdom server, in the environment ID")
+    group.add_argument("--visdom-server", metavar="URL", default="http://localhost:8097", help="where it listens")
+    group.add_argument("--id", default="Deepspeech training", help="name of the run in both graphing tools")
