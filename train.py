@@ -7,9 +7,10 @@ so far. asr/trainer.py holds the story, README.md tells the rest.
 """
 
 import argparse
+import sys
 
 from asr import options
-from data.command_line import argument_parser, number, run_script
+from data.command_line import argument_parser, number, parse_typed, run_script
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -45,13 +46,32 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument("--early-stopping", type=number(int, 0), default=0, help="stop after N epochs without a better model")
     run.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=123456, help="every random choice follows from it")
     run.add_argument("--cuda", action="store_true", help="train on CUDA")
-    options.add_precision_option(run)
+    run.add_argument("--sync-bn", action="store_true", help="batch norm over the batch of all processes")
+    run.add_argument(
+        "--ctc-backend", choices=("torch", "warpctc"), default="torch", help="who computes the loss; warpctc must be installed"
+    )
     run.add_argument("--cer-spaces", action="store_true", help="count spaces in the character error rate")
-    files = parser.add_argument_group("files")
+    options.add_training_precision_options(parser)
+    files = parser.add_argument_group("checkpoints")
     files.add_argument("--checkpoint", action="store_true", help="write a checkpoint after every epoch")
-    files.add_argument("--save-folder", default="models/", help="where checkpoints go, as deepspeech_N.pth.tar")
+    files.add_argument(
+        "--checkpoint-per-batch", type=number(int, 0), metavar="N", default=0, help="also write one every N batches; 0: never"
+    )
+    files.add_argument("--save-folder", default="models/", help="where checkpoints and metrics.jsonl go")
+    files.add_argument("--keep-checkpoints", type=number(int, 0), metavar="K", default=0, help="only the newest K; 0: all")
     files.add_argument("--model-path", default="models/deepspeech_final.pth", help="where the best model goes")
-    return parser.parse_args(argv)
+    files.add_argument(
+        "--continue-from",
+        metavar="FILE",
+        default="",
+        help="checkpoint to go on from as if nothing had happened; latest: the newest in --save-folder, if there is one",
+    )
+    files.add_argument("--finetune", action="store_true", help="take only the weights of --continue-from, and start afresh")
+    options.add_graph_options(parser)
+    options.add_process_options(parser)
+    args = parse_typed(parser, argv)
+    args.argv = sys.argv[1:] if argv is None else argv
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,10 +79,10 @@ def main(argv: list[str] | None = None) -> int:
     return run_script(lambda: train(args))
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> int:
     from asr import trainer  # torch comes with it, which --help need not wait for
 
-    trainer.train(args)
+    return trainer.train(args)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ def evaluate(
 ) -> dict[int, Hypothesis]:
     """The best hypothesis of every utterance under its index, in the order of the data set, not of the batches.
 
+    Each process brings its share of the batches, and all of them get the whole.
     `keep_output`, if given, receives each utterance's log probabilities (L, C) under its index.
 
     Raises: ValueError if there is nothing to evaluate, which must not pass for a score without errors.
@@ -99,6 +100,8 @@ def evaluate(
     model.eval()
     found: dict[int, Hypothesis] = {}
     for batch in batches:
+        if not len(batch.indices):
+            continue
         log_probs, out_lens = acoustic_output(model, batch, runtime)
         hypotheses = decoder.decode(log_probs, out_lens)
         for row, index in enumerate(batch.indices.tolist()):
@@ -106,6 +109,7 @@ def evaluate(
             if keep_output is not None:
                 keep_output[index] = log_probs[row, : out_lens[row]].clone()
     model.train(was_training)
+    found = {index: hypothesis for share in runtime.gather(found) for index, hypothesis in share.items()}
     if not found:
         raise ValueError("no utterance could be evaluated; the reasons are above")
     return dict(sorted(found.items()))

@@ -10,7 +10,7 @@ import torch
 from asr.checkpoint import load_checkpoint
 from asr.evaluation import acoustic_output
 from asr.options import config_from
-from asr.runtime import Runtime
+from asr.runtime import Precision, Runtime
 from config import DecoderConfig
 from data.audio import load_audio, source_name
 from data.command_line import UsageError
@@ -28,13 +28,19 @@ class Recognizer:
         self.name = Path(model_path).name
         self.audio, self.labels = checkpoint.audio, checkpoint.labels
         self.model = checkpoint.build_model(runtime.device)
+        runtime.precision.convert(self.model)
         self.decoder = build_decoder(config, self.labels.symbols)
         self.config, self.runtime = config, runtime
 
     @classmethod
     def from_options(cls, args: argparse.Namespace) -> "Recognizer":
         """As the inference flags say (asr/options.py)."""
-        runtime = Runtime.choose(args.cuda, args.precision)
+        if args.half and not args.cuda:
+            raise UsageError("--half: float16 needs --cuda; on a CPU leave it out, and the model runs in float32")
+        if args.half and args.precision not in (None, "fp16"):
+            raise UsageError(f"--half and --precision {args.precision} contradict each other; leave one of them out")
+        precision = Precision.choose("fp16", "O2") if args.half else Precision.choose(args.precision)
+        runtime = Runtime.choose(args.cuda, precision)
         recognizer = cls(args.model_path, config_from(DecoderConfig, args), runtime)
         if args.sample_rate not in (None, recognizer.audio.sample_rate):
             raise UsageError(

@@ -1,35 +1,227 @@
-"""Where and how the network runs: device, precision, seeds. Whoever else uses autocast only switches it off."""
+"""Where and how the network runs: device, precision, processes, seeds.
 
+The only user of torch.distributed and of autocast; whoever else mentions autocast only switches it off.
+"""
+
+import argparse
 import contextlib
-import random
+import importlib
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data.command_line import UsageError
+
+T = TypeVar("T")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In which numbers the network is computed; CTC is float32 whatever this says.
+
+    O0  float32
+    O1  autocast: weights float32, products in `dtype`
+    O2  weights and activations in `dtype`, batch norm and the master weights that the optimizer moves in float32
+    O3  everything in `dtype`
+    The levels are apex's; what it did by patching, torch.amp's autocast and a few conversions do today.
+    """
+
+    level: str = "O0"
+    dtype: torch.dtype = torch.float32
+    half_batch_norm: bool = False
+
+    @classmethod
+    def choose(
+        cls, precision: str | None, opt_level: str | None = None, keep_batchnorm_fp32: bool | None = None
+    ) -> "Precision":
+        """What the flags mean together. `precision` says which numbers, `opt_level` how much of the network is in them.
+
+        Raises: UsageError if they contradict each other.
+        """
+        level = opt_level or ("O0" if precision in (None, "fp32") else "O1")
+        dtype = DTYPES[precision or ("fp32" if level == "O0" else "fp16")]
+        if (level == "O0") != (dtype == torch.float32):
+            raise UsageError(f"--opt-level {level} and --precision {precision} contradict each other; leave one of them out")
+        if keep_batchnorm_fp32 is False and level in ("O0", "O1"):
+            raise UsageError(f"--keep-batchnorm-fp32 False: level {level} computes batch norm in float32; use O2 or O3")
+        keep = level != "O3" if keep_batchnorm_fp32 is None else keep_batchnorm_fp32
+        return cls(level, dtype, half_batch_norm=not keep)
+
+    @property
+    def name(self) -> str:
+        kind = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+        return kind if self.level in ("O0", "O1") else f"{kind} {self.level}"
+
+    def convert(self, model: nn.Module) -> None:
+        """Give a network the weights of this precision, in place."""
+        if self.level in ("O2", "O3"):
+            for module in model.modules():
+                is_leaf = next(module.children(), None) is None
+                if is_leaf and (self.half_batch_norm or not isinstance(module, nn.modules.batchnorm._BatchNorm)):
+                    module.to(self.dtype)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device and precision of a run; CTC is computed in float32 whatever the precision."""
+    """The device and precision of a run, and which of its processes this is."""
 
     device: torch.device
-    precision: str = "fp32"
+    precision: Precision = Precision()
+    rank: int = 0
+    world_size: int = 1
 
     @classmethod
-    def choose(cls, cuda: bool, precision: str = "fp32") -> "Runtime":
-        """Raises: ValueError if CUDA is asked for where there is none."""
+    def choose(cls, cuda: bool, precision: Precision | None = None, gpu: int | None = None) -> "Runtime":
+        """The runtime of a single process. Raises: ValueError if this machine has not what is asked for."""
+        precision = precision or Precision()
         if cuda and not torch.cuda.is_available():
             raise ValueError(
                 f"--cuda: this machine has no CUDA device that torch {torch.__version__} can use; without it, the CPU is used"
             )
-        return cls(torch.device("cuda" if cuda else "cpu"), precision)
+        if cuda and gpu is not None and gpu >= torch.cuda.device_count():
+            raise ValueError(f"CUDA device {gpu}: this machine has {torch.cuda.device_count()}, counted from 0")
+        if precision.dtype == torch.float16 and not cuda:
+            raise ValueError(
+                f"{precision.name} is float16, which needs --cuda; a CPU trains and evaluates in float32 (O0) or with "
+                "--precision bf16"
+            )
+        return cls(torch.device("cuda", gpu or 0) if cuda else torch.device("cpu"), precision)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that tells, writes and keeps."""
+        return self.rank == 0
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device.type, self.precision.dtype, enabled=self.precision.level == "O1")
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over all processes, the same numbers in each of them."""
+        if self.world_size == 1:
+            return list(values)
+        return self.sum_tensor(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process, so that all of them go the same way."""
+        return flag if self.world_size == 1 else self.sum(float(flag))[0] > 0
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of all processes, as one message of each type of number."""
+        if self.world_size == 1:
+            return
+        parameters = list(parameters)
+        for dtype in {p.dtype: None for p in parameters}:  # a dict keeps the order, which has to be everyone's
+            alike = [p for p in parameters if p.dtype == dtype]
+            # A process without an utterance in this batch has no gradients, and adds nothing.
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in alike])
+            dist.all_reduce(flat)
+            for p, total in zip(alike, flat.split([p.numel() for p in alike]), strict=True):
+                p.grad = total.view_as(p).to(memory_format=torch.preserve_format)
+
+    def gather(self, value: T) -> list[T]:
+        """The plain value of every process, in the order of the ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[T] = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: T) -> T:
+        """The main process's plain value, in every process."""
+        values = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def take_from_main(self, model: nn.Module) -> None:
+        """Give every process the main one's weights and running statistics."""
+        if self.world_size > 1:
+            for tensor in [*model.parameters(), *model.buffers()]:
+                dist.broadcast(tensor.data, 0)
+
+    def sync_batch_norm(self, model: nn.Module) -> None:
+        """Let batch norm see the batch of all processes."""
+        for module in model.modules():
+            if self.world_size > 1 and hasattr(module, "sum_over_processes"):
+                module.sum_over_processes = _SumOverProcesses.apply
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum whose gradient is the sum of the gradients: every process's loss depends on every process's summand."""
+
+    @staticmethod
+    def forward(_, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(_, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+@contextlib.contextmanager
+def joined(args: argparse.Namespace, precision: Precision):
+    """The runtime of this process of a run: one of several if a launcher's environment or the flags say so.
+
+    `python -m multiproc` and `torchrun` tell a process its place by RANK, WORLD_SIZE and LOCAL_RANK; one started by hand is
+    told by --dist-url, --world-size, --rank and --gpu-rank.
+    """
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    world_size = int(os.environ["WORLD_SIZE"]) if launched else args.world_size
+    rank = int(os.environ["RANK"]) if launched else args.rank
+    if not rank < world_size:
+        raise UsageError(f"--rank {rank}: expected less than the {world_size} of --world-size")
+    gpu = int(os.environ["LOCAL_RANK"]) if launched else args.gpu_rank
+    alone = Runtime.choose(args.cuda, precision, gpu)
+    if world_size == 1:
+        yield alone
+        return
+    backend = args.dist_backend or ("nccl" if args.cuda else "gloo")
+    if backend == "nccl" and not args.cuda:
+        raise UsageError("--dist-backend nccl: it connects CUDA devices; add --cuda, or use gloo")
+    if args.cuda:
+        torch.cuda.set_device(alone.device)
+    # Its functions have the group of the moment as a default argument. Imported later, as by an optimizer, they would keep
+    # gloo's threads alive beyond destroy_process_group, and now and then one aborts a process whose Python is gone.
+    importlib.import_module("torch.distributed.nn.functional")
+    address = "env://" if launched else args.dist_url
+    try:
+        store, rank, world_size = next(dist.rendezvous(address, rank, world_size))
+        # A restarted group shares its launcher's store with the dead, whose addresses are still in it.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    except (RuntimeError, ValueError) as error:  # among them an address nobody listens at
+        raise ValueError(f"--dist-url {address}: no group of {world_size} processes came together: {error}") from None
+    yield Runtime(alone.device, precision, rank, world_size)
+    dist.destroy_process_group()  # not after an error: the others may be gone, and would be waited for
 
 
 def set_seed(seed: int) -> None:
-    """Seed what still draws from global generators (weight initialisation, dropout); data draws from its own."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
+    """Seed what draws from torch's global generators: weight initialisation and dropout; data draws from its own."""
     torch.manual_seed(seed)
+
+
+def set_step_seed(seed: int, update: int, rank: int) -> None:
+    """Make what dropout draws in an update a function of these, so that a training continues exactly without the state of
+    any generator having been kept."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, update, rank)).generate_state(1, np.uint64)[0] >> 1))

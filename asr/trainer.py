@@ -1,164 +1,233 @@
-"""A training, from its flags to its best model: set up, then epoch after epoch train, validate, keep."""
+"""A training: epoch after epoch train, validate, keep; and end in good order whenever it is asked to."""
 
 import argparse
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
+import numpy as np
+from tqdm import tqdm
 
-from asr import options
-from asr.checkpoint import Checkpoint, save_checkpoint
-from asr.evaluation import Errors, count_errors, evaluate
-from asr.runtime import Runtime, set_seed
-from asr.training import build_optimizer, groups_of, learning_rate, train_step
-from config import AudioConfig, AugmentConfig, DecoderConfig, ModelConfig, OptimizerConfig
-from data.checks import read_manifests
-from data.command_line import UsageError, progress_bar
-from data.dataset import BatchLoader, SpectrogramDataset
-from data.files import check_writable
-from data.labels import Labels
-from data.manifest import Utterance
-from data.samplers import LengthBatchSampler
-from decoder import GreedyDecoder, build_decoder
-from model import DeepSpeech, output_frames
+from asr.checkpoint import save_checkpoint
+from asr.continuation import continuing_command
+from asr.evaluation import Errors, acoustic_output, count_errors, evaluate
+from asr.interruption import Interrupted, Interruption
+from asr.loggers import Example, RunLog, check_flags
+from asr.run import Run, set_up
+from asr.runtime import Precision, joined, set_step_seed
+from asr.training import StepResult, groups_of, learning_rate, train_step
+from data.command_line import progress_bar
+from data.dataset import Batch, collate
+from decoder import Hypothesis
 
-
-@dataclass
-class Run:
-    """What one training works with, all of it following from the flags."""
-
-    args: argparse.Namespace
-    runtime: Runtime
-    optimization: OptimizerConfig
-    model: DeepSpeech
-    optimizer: torch.optim.Optimizer
-    train_set: list[Utterance]
-    train_order: LengthBatchSampler
-    train_loader: BatchLoader
-    val_set: list[Utterance]
-    val_loader: BatchLoader
-    decoder: GreedyDecoder
-    checkpoint: Checkpoint  # its weights are the model's own, so that they need not be copied to be saved
+BAD_UPDATES = 20  # left out in a row: the run has gone wrong
+EXAMPLES = 4  # validation utterances shown in the graphs
 
 
-def set_up(args: argparse.Namespace) -> Run:
-    """Read and check everything that can be wrong before hours are spent. Raises: ValueError, OSError naming it."""
-    runtime = Runtime.choose(args.cuda, args.precision)
-    labels = Labels.read(args.labels_path)
-    audio = options.config_from(AudioConfig, args)
-    config = options.config_from(ModelConfig, args, num_labels=len(labels), freq_bins=audio.freq_bins)
-    optimization = options.config_from(OptimizerConfig, args)
-    for flag, epochs in (("--warmup", args.warmup), ("--freeze-batch-norm", args.freeze_batch_norm)):
-        if epochs and epochs >= args.epochs:
-            raise UsageError(f"{flag} {epochs:g}: expected fewer than the {args.epochs} of --epochs")
-    manifests = (args.train_manifest, args.val_manifest)
-    train_set, val_set = read_manifests(manifests, audio, labels, output_frames, args.on_bad_data)
-    check_writable(args.model_path)
-    if args.checkpoint:
-        check_writable(epoch_path(args, 1))
-
-    set_seed(args.seed)
-    model = DeepSpeech(config).to(runtime.device)
-    augmentation = options.config_from(AugmentConfig, args)
-    train_data = SpectrogramDataset(train_set, audio, labels, augmentation, args.seed, output_frames)
-    shuffling = {"shuffle": args.shuffle, "sorta_grad": args.sorta_grad, "seed": args.seed}
-    train_order = LengthBatchSampler([u.duration for u in train_set], args.batch_size, **shuffling)
-    val_order = LengthBatchSampler([u.duration for u in val_set], args.batch_size, shuffle=False)
-    return Run(
-        args=args,
-        runtime=runtime,
-        optimization=optimization,
-        model=model,
-        optimizer=build_optimizer(optimization, model),
-        train_set=train_set,
-        train_order=train_order,
-        train_loader=BatchLoader(train_data, train_order, args.num_workers, args.on_bad_data),
-        val_set=val_set,
-        val_loader=BatchLoader(SpectrogramDataset(val_set, audio), val_order, args.num_workers, args.on_bad_data),
-        decoder=build_decoder(DecoderConfig(), labels.symbols),
-        checkpoint=Checkpoint(config, audio, labels, weights=model.state_dict()),
-    )
+def train(args: argparse.Namespace) -> int:
+    """Train as the flags of train.py say. Returns: the exit status. Raises: ValueError, OSError with what stands in the way."""
+    precision = Precision.choose(args.precision, args.opt_level, args.keep_batchnorm_fp32)
+    check_flags(args)
+    with joined(args, precision) as runtime:
+        run = set_up(args, runtime)
+        if runtime.main:
+            finished = {"epoch": run.checkpoint.epoch, "step": run.progress.updates}
+            run.log = RunLog.open(args, run.folder.path, **finished, history=run.history)
+        try:
+            with Interruption(aloud=runtime.main) as run.interruption:
+                return run_epochs(run)
+        finally:
+            if run.log:
+                run.log.close()
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train as the flags of train.py say. Raises: ValueError, OSError with what stands in the way."""
-    run = set_up(args)
-    parameters = sum(p.numel() for p in run.model.parameters())
-    print(
-        f"{len(run.train_set)} utterances to train on, {len(run.val_set)} to validate; {parameters:,} parameters; "
-        f"{run.runtime.device.type}, {args.precision}, {torch.get_num_threads()} threads",
-        flush=True,
-    )
-    best, best_epoch = (math.inf, math.inf), 0
-    for epoch in range(1, args.epochs + 1):
-        loss = train_epoch(run, epoch)
-        errors = validate(run, epoch)
-        run.checkpoint.epoch = epoch
-        run.checkpoint.history.append({"loss": loss, "wer": errors.wer, "cer": errors.cer})
-        if args.checkpoint:
-            save_checkpoint(replace(run.checkpoint, optimizer=run.optimizer.state_dict()), epoch_path(args, epoch))
-        score = (errors.wer, errors.cer)  # every CTC training begins with a WER of 100, while CER falls already
-        if score < best:
-            best, best_epoch = score, epoch
-            save_checkpoint(run.checkpoint, args.model_path)
-            print(f"Best model so far: {args.model_path}", flush=True)
-        if args.early_stopping and epoch - best_epoch >= args.early_stopping:
-            print(f"No better model for {args.early_stopping} epochs: stopping early", flush=True)
-            break
-    print(f"Best WER {best[0]:.3f} in epoch {best_epoch}: {args.model_path}")
+def run_epochs(run: Run) -> int:
+    """Train until the last epoch, or until nothing gets better, or until asked to end. Returns: the exit status."""
+    args, progress = run.args, run.progress
+    if progress.epoch > args.epochs:
+        run.tell(f"nothing left to train: {progress.epoch - 1} epochs are done, and --epochs is {args.epochs}")
+    try:
+        while progress.epoch <= args.epochs and not stale(run):
+            loss = train_epoch(run)
+            errors, found = validate(run)
+            end_epoch(run, loss, errors, found)
+    except Interrupted as interrupted:
+        path = run.folder.batch_path(progress.epoch, progress.batches)
+        save(run, path)
+        run.runtime.barrier()  # the others stay until it is written: whoever started them may kill all when one has ended
+        run.tell(f"{interrupted}: wrote {path}; to continue:\n{continuing_command(args, path)}")
+        return interrupted.status
+    if progress.best_epoch:
+        run.tell(f"Best WER {progress.best[0]:.3f} in epoch {progress.best_epoch}: {args.model_path}")
+    return 0
 
 
-def epoch_path(args: argparse.Namespace, epoch: int) -> Path:
-    return Path(args.save_folder) / f"deepspeech_{epoch}.pth.tar"
+def stale(run: Run) -> bool:
+    patience, waited = run.args.early_stopping, run.progress.epoch - 1 - run.progress.best_epoch
+    if not patience or waited < patience:
+        return False
+    run.tell(f"No better model for {patience} epochs: stopping early")
+    return True
 
 
-def train_epoch(run: Run, epoch: int) -> float:
-    """One pass over the training set. Returns: average CTC loss of an utterance."""
-    run.train_order.epoch = epoch - 1
-    run.model.train()
-    if epoch > run.args.epochs - run.args.freeze_batch_norm:
-        run.model.freeze_batch_norm()
-    steps = math.ceil(len(run.train_loader) / run.optimization.grad_accumulation)
-    waiting = Stopwatch(run.train_loader)
-    total_loss, done, audio_seconds, started = 0.0, 0, 0.0, time.monotonic()
-    with progress_bar(total=len(run.train_set), desc=f"epoch {epoch}/{run.args.epochs}", unit="utt") as bar:
-        for step, group in enumerate(groups_of(waiting, run.optimization.grad_accumulation), (epoch - 1) * steps):
-            rate = learning_rate(run.optimization, step, steps, run.args.epochs)
-            for parameters in run.optimizer.param_groups:
-                parameters["lr"] = rate
-            result = train_step(run.model, group, run.optimizer, run.optimization.max_norm, run.runtime)
-            utterances = [run.train_set[i] for batch in group for i in batch.indices.tolist()]
-            if result.skipped:
-                names = ", ".join(u.where for u in utterances[:3]) + (", ..." if len(utterances) > 3 else "")
-                bar.write(f"loss {result.loss}, gradient norm {result.grad_norm}: update left out: {names}", file=sys.stderr)
-            else:
-                total_loss += result.loss * len(utterances)
-                done += len(utterances)
-            audio_seconds += sum(u.duration for u in utterances)
-            speed = audio_seconds / (time.monotonic() - started)
-            bar.set_postfix_str(f"loss {total_loss / max(done, 1):.2f}, lr {rate:.1e}, {speed:.1f} audio s/s", refresh=False)
-            bar.update(len(utterances))
-    if not done:
+def train_epoch(run: Run) -> float:
+    """One pass over the training set, or what remains of it. Returns: average CTC loss of an utterance."""
+    args, progress, learner = run.args, run.progress, run.learner
+    progress.position = run.order.go_to(progress.position)
+    learner.model.train()
+    if progress.epoch > args.epochs - args.freeze_batch_norm:
+        learner.model.freeze_batch_norm()
+    waiting, started = Stopwatch(run.train_loader), time.monotonic()
+    steps = groups_of(zip(waiting, run.order.batches, strict=True), learner.config.grad_accumulation)
+    description = {"desc": f"epoch {progress.epoch}/{args.epochs}", "unit": "utt", "initial": progress.position.done}
+    with progress_bar(total=len(run.train_set), shown=run.runtime.main, **description) as bar:
+        clock = time.monotonic()
+        for group in steps:
+            batches, members = [batch for batch, _ in group], np.concatenate([members for _, members in group])
+            result = take_step(run, batches, members, bar)
+            clock, seconds = time.monotonic(), time.monotonic() - clock
+            report_step(run, result, members, seconds, bar)
+            every = args.checkpoint_per_batch
+            if every and progress.batches // every > (progress.batches - len(group)) // every:
+                save(run, run.folder.batch_path(progress.epoch, progress.batches))
+            run.end_if_asked()
+    if not progress.counted:
         raise ValueError("every update of an epoch was left out for a loss that is not finite; lower --lr")
-    seconds = time.monotonic() - started
+    loss, seconds = progress.loss_sum / progress.counted, time.monotonic() - started
+    who = "" if run.runtime.main else f"[rank {run.runtime.rank}] "  # in its own log
     print(
-        f"Training Summary Epoch: [{epoch}]\tTime taken (s): {seconds:.0f}\tAverage Loss {total_loss / done:.3f}\t"
+        f"{who}Training Summary Epoch: [{progress.epoch}]\tTime taken (s): {seconds:.0f}\tAverage Loss {loss:.3f}\t"
         f"Waiting for data {100 * waiting.seconds / seconds:.1f} %",
         flush=True,
     )
-    return total_loss / done
+    return loss
 
 
-def validate(run: Run, epoch: int) -> Errors:
-    found = evaluate(run.model, progress_bar(run.val_loader, "validating"), run.decoder, run.runtime)
+def take_step(run: Run, batches: Sequence[Batch], members: np.ndarray, bar: tqdm) -> StepResult:
+    """One update, and the progress it is. `members`: the utterances of the batches of all processes.
+
+    Raises: ValueError when one update after the other had to be left out.
+    """
+    progress, learner = run.progress, run.learner
+    done = progress.position.epoch + (progress.position.done + len(members) / 2) / len(run.train_set)
+    learner.set_learning_rate(learning_rate(learner.config, done, run.args.epochs))
+    set_step_seed(run.args.seed, progress.updates, run.runtime.rank)
+    result = train_step(learner, batches)
+    progress.advance(len(batches), len(members), result)
+    if result.skipped:
+        names = named_culprits(run, result, members)
+        if run.runtime.main:
+            numbers = f"loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}"
+            bar.write(f"{numbers}: update left out: {names}", file=sys.stderr)
+    if progress.skipped_in_a_row >= BAD_UPDATES:
+        raise ValueError(
+            f"{BAD_UPDATES} updates in a row were left out, the last for loss {result.loss:.4g} and gradient norm "
+            f"{result.grad_norm:.4g}; lower --lr, or look at the utterances named above"
+        )
+    return result
+
+
+def named_culprits(run: Run, result: StepResult, members: np.ndarray) -> str:
+    """The utterances whose loss was the reason, in whichever process; if it was the gradient, all of them may be."""
+    culprits = sorted(index for share in run.runtime.gather(result.culprits) for index in share) or members.tolist()
+    names = ", ".join(run.train_set[index].where for index in culprits[:3])
+    return names + (f" and {len(culprits) - 3} more" if len(culprits) > 3 else "")
+
+
+def report_step(run: Run, result: StepResult, members: np.ndarray, seconds: float, bar: tqdm) -> None:
+    """Tell the progress bar and the graphs of an update that took so long, waiting for its data included."""
+    progress = run.progress
+    audio_seconds = sum(run.train_set[index].duration for index in members)
+    rate = run.learner.optimizer.param_groups[0]["lr"]
+    average = progress.loss_sum / max(progress.counted, 1)
+    bar.set_postfix_str(f"loss {average:.2f}, lr {rate:.1e}, {audio_seconds / seconds:.1f} audio s/s", refresh=False)
+    bar.update(len(members))
+    if run.log:
+        run.log.step(
+            {
+                "epoch": progress.epoch,
+                "step": progress.updates,
+                "loss": math.nan if result.skipped else result.loss,
+                "lr": rate,
+                "grad_norm": result.grad_norm,
+                "utterances_per_second": len(members) / seconds,
+                "audio_seconds_per_second": audio_seconds / seconds,
+                "skipped": progress.skipped,
+            }
+        )
+
+
+def validate(run: Run) -> tuple[Errors, dict[int, Hypothesis]]:
+    """Errors and hypotheses of the whole validation set, of which each process evaluates its share."""
+    run.runtime.take_from_main(run.learner.model)  # running statistics are each process's own until here
+    bar = progress_bar(run.val_loader, "validating", shown=run.runtime.main)
+    found = evaluate(run.learner.model, until_asked_to_end(run, bar), run.decoder, run.runtime)
     references = (run.val_set[index].text for index in found)
     errors = count_errors(references, (h.text for h in found.values()), run.args.cer_spaces)
-    print(f"Validation Summary Epoch: [{epoch}]\tAverage WER {errors.wer:.3f}\tAverage CER {errors.cer:.3f}", flush=True)
-    return errors
+    run.tell(f"Validation Summary Epoch: [{run.progress.epoch}]\tAverage WER {errors.wer:.3f}\tAverage CER {errors.cer:.3f}")
+    return errors, found
+
+
+def until_asked_to_end(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        run.end_if_asked()
+        yield batch
+
+
+def end_epoch(run: Run, loss: float, errors: Errors, found: dict[int, Hypothesis]) -> None:
+    """Note an epoch's results, and keep the model if it is the best so far."""
+    progress, epoch = run.progress, run.progress.epoch
+    results = {"loss": loss, "wer": errors.wer, "cer": errors.cer}
+    run.checkpoint.epoch = epoch
+    run.checkpoint.history.append(results)
+    score = (errors.wer, errors.cer)  # every CTC training begins with a WER of 100, while CER falls already
+    best = score < progress.best
+    if best:
+        progress.best, progress.best_epoch = score, epoch
+    if run.log:
+        run.log.epoch({"epoch": epoch, "step": progress.updates, **results}, examples(run, found), run.learner.model)
+    progress.begin_epoch(epoch)
+    # The best model first: killed between the two files, the run repeats this epoch, and with it both.
+    if best:
+        if run.runtime.main:
+            save_checkpoint(replace(run.checkpoint, weights=run.learner.weights()), run.args.model_path)
+        run.tell(f"Best model so far: {run.args.model_path}")
+    if run.args.checkpoint:
+        save(run, run.folder.epoch_path(epoch))
+
+
+def save(run: Run, path: Path) -> None:
+    """Write all that continues this training; the main process's business."""
+    if not run.runtime.main:
+        return
+    run.log.flush()  # a checkpoint must not know more than the graphs, which are cut back to it
+    surplus = run.folder.make_room(path, run.progress.written)
+    checkpoint = replace(
+        run.checkpoint,
+        weights=run.learner.weights(),
+        optimizer=run.learner.optimizer.state_dict(),
+        loss_scale={"scale": run.learner.loss_scale.scale, "good_steps": run.learner.loss_scale.good_steps},
+        progress=asdict(run.progress),
+        within_epoch=run.progress.batches > 0,
+    )
+    save_checkpoint(checkpoint, path)
+    for old in surplus:
+        old.unlink(missing_ok=True)
+
+
+def examples(run: Run, found: dict[int, Hypothesis]) -> list[Example]:
+    """A few validation utterances, always the same, with the greedy path through their spectrograms."""
+    model, indices = run.learner.model.eval(), list(found)
+    shown = []
+    for index in indices[:: max(1, len(indices) // EXAMPLES)][:EXAMPLES]:
+        sample = run.val_loader.dataset[index]
+        log_probs, _ = acoustic_output(model, collate([sample]), run.runtime)
+        path = [run.checkpoint.labels.symbols[label] for label in log_probs[0].argmax(-1).tolist()]
+        shown.append(Example(run.val_set[index].text, found[index].text, sample.spect, path))
+    return shown
 
 
 class Stopwatch:

@@ -32,6 +32,16 @@ def argument_parser(doc: str) -> argparse.ArgumentParser:
     return OneLineParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
 
 
+def parse_typed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse, and keep in `typed` which flags were really typed, where a default and the same value typed are not the same."""
+    args = parser.parse_args(argv)
+    nothing = object()
+    blank = argparse.Namespace(**dict.fromkeys(vars(args), nothing))
+    typed = {name for name, value in vars(parser.parse_args(argv, blank)).items() if value is not nothing}
+    args.typed = typed
+    return args
+
+
 def run_script(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Run a script's work and turn what went wrong into one line on standard error and an exit status.
 
@@ -65,9 +75,9 @@ def message(error: Exception) -> str:
     return text if isinstance(error, ValueError) else text.partition("\n")[0]
 
 
-def progress_bar(items: Iterable | None = None, desc: str | None = None, **kwargs: object) -> tqdm:
-    """tqdm on a terminal, silence elsewhere."""
-    return tqdm(items, desc=desc, leave=False, disable=None if sys.stderr else True, **kwargs)
+def progress_bar(items: Iterable | None = None, desc: str | None = None, shown: bool = True, **kwargs: object) -> tqdm:
+    """tqdm on a terminal, silence elsewhere, and where it is not to be `shown`."""
+    return tqdm(items, desc=desc, leave=False, disable=None if sys.stderr and shown else True, **kwargs)
 
 
 def number(kind: type, at_least: float | None = None, at_most: float | None = None, above: float | None = None) -> Callable:

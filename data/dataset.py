@@ -123,11 +123,11 @@ class BatchLoader:
     """Batches in the sampler's order, made by `num_workers` processes that live as long as the loader; 0: by this one.
 
     An utterance that cannot be read after all stops the iteration with a ValueError naming it, or with `on_bad_data="skip"` is
-    left out and told on standard error.
+    left out and told on standard error. A batch may be empty: of such utterances alone, or a process's share at an epoch's end.
     """
 
     def __init__(self, dataset: SpectrogramDataset, sampler: LengthBatchSampler, num_workers: int, on_bad_data: str = "fail"):
-        self.on_bad_data = on_bad_data
+        self.dataset, self.on_bad_data = dataset, on_bad_data
         with _without_advice():
             self._batches = torch.utils.data.DataLoader(
                 dataset,
@@ -149,24 +149,24 @@ class BatchLoader:
                 raise ValueError(f"{batch.problems[0]}; fix it, or pass --on-bad-data skip to leave it out")
             for problem in batch.problems:
                 print(f"left out: {problem}", file=sys.stderr)
-            if len(batch.spect_lens):
-                yield batch
+            yield batch
 
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Keep Ctrl-C waiting while processes are started, which half-started could not be ended in order.
 
-    They inherit its being blocked, for good: it is for the parent to stop them. Blocking alone holds nothing in the parent,
-    where another thread may take the signal, so that its handler waits as well.
+    They inherit it blocked, for good, with all that ends a run: it is for the parent to stop them, which may have a step to
+    finish first. Blocking alone holds nothing in the parent, where another thread may take the signal, so that its handler
+    waits as well.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    caught = []
-    signal.signal(signal.SIGINT, lambda *_: caught.append(True))
-    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler, caught = signal.getsignal(signal.SIGINT), []
+    if callable(handler):
+        signal.signal(signal.SIGINT, lambda *_: caught.append(True))
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

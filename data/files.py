@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,27 @@ def whole_file(path: str | os.PathLike[str], durable: bool = False) -> Iterator[
             _flush(path.parent)  # the new name is the folder's to keep
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files of processes that were killed while they wrote in a folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        found = re.search(r"\.(\d+)\.tmp$", path.name)
+        if found and not _runs(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    """Whether another process has this number: this one's own may have been a killed one's before."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

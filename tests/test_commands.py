@@ -4,59 +4,20 @@ import json
 import os
 import re
 import runpy
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from beeps import ROOT, make_corpus, run, train
 
 from asr.checkpoint import load_checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
-TONES = {"A": 400, "B": 900, "C": 1600}  # Hz: each letter is a beep
-SMALL = "--hidden-size 32 --hidden-layers 1 --batch-size 8 --num-workers 1 --optimizer adamw --lr 0.01".split()
-
-
-def run(script: str, *args, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, **kwargs)
-
-
-def write_utterance(folder: Path, name: str, text: str) -> str:
-    """Beeps for letters, silence for spaces; returns the manifest's line."""
-    rng = np.random.default_rng(len(text))
-    parts = [rng.normal(0, 0.001, 1600)]
-    for letter in text:
-        t = np.arange(2400) / 16000
-        beep = 0.3 * np.sin(2 * np.pi * TONES[letter] * t) if letter in TONES else np.zeros(3200)
-        parts += [beep, np.zeros(800)]
-    wave = np.concatenate(parts)
-    soundfile.write(folder / f"{name}.wav", wave + rng.normal(0, 0.001, len(wave)), 16000)
-    (folder / f"{name}.txt").write_text(text + "\n")
-    return f"{name}.wav,{name}.txt\n"
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A folder with labels, a training manifest of 64 utterances and a validation manifest of 8."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(4)
-    words = ["".join(rng.choice(list("ABC"), rng.integers(1, 4))) for _ in range(200)]
-    lines = [write_utterance(folder, f"u{i}", " ".join(words[2 * i : 2 * i + 2])) for i in range(72)]
-    (folder / "train.csv").write_text("".join(lines[:64]))
-    (folder / "val.csv").write_text("".join(lines[64:]))
-    (folder / "labels.json").write_text('["_", "A", "B", "C", " "]')
-    return folder
-
-
-def train(corpus: Path, *args, **kwargs) -> subprocess.CompletedProcess:
-    data = ["--train-manifest", "train.csv", "--val-manifest", "val.csv", "--labels-path", "labels.json"]
-    return run("train.py", *data, *SMALL, *args, cwd=corpus, **kwargs)
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -260,26 +221,3 @@ def test_characters_the_model_cannot_write_are_told(corpus, trained, monkeypatch
     assert run_here("test.py", "--test-manifest", "small.csv", "--num-workers", "0") == 0
     printed = capsys.readouterr()
     assert "'abc'" in printed.err and "Average WER" in printed.out
-
-
-def test_ctrl_c_ends_at_once_and_leaves_nothing_half_written(corpus, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "--train-manifest", "train.csv", "--val-manifest", "val.csv"]
-    command += ["--labels-path", "labels.json", *SMALL, "--num-workers", "2", "--model-path", str(tmp_path / "m.pth")]
-    process = subprocess.Popen(
-        command,
-        cwd=corpus,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-    )
-    while "Training Summary" not in process.stdout.readline():
-        assert process.poll() is None
-    started = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to every process of the run
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert errors.strip() == "interrupted"
-    assert time.monotonic() - started < 20
-    assert {path.name for path in tmp_path.iterdir()} <= {"m.pth"}

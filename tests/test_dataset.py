@@ -15,7 +15,7 @@ from data.augment import augment, change_speed
 from data.dataset import BadSample, BatchLoader, Sample, SpectrogramDataset, _interrupts_held, collate
 from data.labels import Labels, frames_needed
 from data.manifest import Utterance
-from data.samplers import LengthBatchSampler, SampleKey
+from data.samplers import LengthBatchSampler, Position, SampleKey
 from data.spec_augment import spec_augment
 from model import output_frames
 
@@ -51,7 +51,7 @@ def test_collate_pads_with_zeros_and_joins_targets():
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_workers_change_no_sample(utterances, workers):
     order = LengthBatchSampler([u.duration for u in utterances], 2, seed=5)
-    order.epoch = 1
+    order.go_to(Position(epoch=1))
     alone = [collate([augmented(utterances)[key] for key in keys]) for keys in order]
     loaded = list(BatchLoader(augmented(utterances), order, workers))
     assert len(loaded) == len(alone) == 3
@@ -97,33 +97,6 @@ def test_a_recording_broken_inside_stops_the_run_or_is_left_out_aloud(utterances
     left = list(BatchLoader(dataset, order, 0, on_bad_data="skip"))
     assert sorted(i for batch in left for i in batch.indices.tolist()) == [0, 1, 2, 3, 4]
     assert "m.csv:6" in capsys.readouterr().err
-
-
-def indices(sampler, epoch):
-    sampler.epoch = epoch
-    return [[key.index for key in batch] for batch in sampler]
-
-
-def test_first_epoch_runs_from_short_to_long_and_later_ones_shuffle():
-    durations = np.random.default_rng(1).uniform(1, 15, 103)
-    sampler = LengthBatchSampler(durations, 10, seed=7)
-    first, second, third = (indices(sampler, epoch) for epoch in range(3))
-    assert [i for batch in first for i in batch] == list(np.argsort(durations))
-    for batches in (first, second, third):
-        assert sorted(i for batch in batches for i in batch) == list(range(103))
-        assert len(batches) == len(sampler) == 11
-    assert second != third and second != first
-    assert indices(sampler, 1) == second, "an epoch's order does not depend on those before it"
-    padded = sum(len(batch) * durations[batch].max() for batch in second)
-    assert padded < 1.15 * durations.sum(), "batches hold utterances of like length"
-
-
-def test_shuffling_can_be_turned_off_or_start_at_once():
-    durations = np.random.default_rng(1).uniform(1, 15, 40)
-    still = LengthBatchSampler(durations, 4, shuffle=False)
-    assert indices(still, 0) == indices(still, 5)
-    at_once = LengthBatchSampler(durations, 4, sorta_grad=False, seed=2)
-    assert indices(at_once, 0) != indices(still, 0)
 
 
 def test_masks_cover_what_they_say():

@@ -1,0 +1,174 @@
+"""What one training works with, built from its flags and from the checkpoint it starts from."""
+
+import argparse
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from asr.checkpoint import Checkpoint, fit_weights
+from asr.continuation import (
+    CheckpointFolder,
+    Progress,
+    changes,
+    digest,
+    launch_id,
+    network_of,
+    settings_of,
+    starting_point,
+)
+from asr.interruption import Interrupted, Interruption
+from asr.loggers import METRICS, RunLog
+from asr.options import config_from
+from asr.runtime import Runtime, set_seed
+from asr.training import Learner, LossScale, ctc_backend
+from config import AugmentConfig, DecoderConfig, OptimizerConfig
+from data.checks import read_manifests
+from data.command_line import UsageError
+from data.dataset import BatchLoader, SpectrogramDataset
+from data.files import check_writable
+from data.manifest import Utterance
+from data.samplers import LengthBatchSampler
+from decoder import GreedyDecoder, build_decoder
+from model import DeepSpeech, output_frames
+
+
+@dataclass
+class Run:
+    args: argparse.Namespace
+    runtime: Runtime
+    learner: Learner
+    train_set: list[Utterance]
+    order: LengthBatchSampler
+    train_loader: BatchLoader
+    val_set: list[Utterance]
+    val_loader: BatchLoader
+    decoder: GreedyDecoder
+    folder: CheckpointFolder
+    checkpoint: Checkpoint  # all that is to be kept, but for weights and states
+    progress: Progress
+    history: Path | None = None  # metrics.jsonl beside the checkpoint it continues
+    log: RunLog | None = None  # the main process's
+    interruption: Interruption | None = None
+
+    def end_if_asked(self) -> None:
+        """Raises: Interrupted, in all processes if any of them was asked to end."""
+        if self.runtime.any(bool(self.interruption.signal)):
+            raise Interrupted(max(self.runtime.gather(self.interruption.signal)))
+
+    def tell(self, text: str) -> None:
+        if self.runtime.main:
+            print(text, flush=True)
+
+
+def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
+    """Read and check everything that can be wrong before hours are spent. Raises: ValueError, OSError naming it."""
+    optimization, augmentation = config_from(OptimizerConfig, args), config_from(AugmentConfig, args)
+    backend, loss_scale = ctc_backend(args.ctc_backend), LossScale.choose(args.loss_scale)
+    for flag, epochs in (("--warmup", args.warmup), ("--freeze-batch-norm", args.freeze_batch_norm)):
+        if epochs and epochs >= args.epochs:
+            raise UsageError(f"{flag} {epochs:g}: expected fewer than the {args.epochs} of --epochs")
+    folder = CheckpointFolder(args.save_folder, args.keep_checkpoints)
+    # The main process's file is everyone's: other machines need not see the folder, and none reads while it changes.
+    source = runtime.from_main(starting_point(args, folder) if runtime.main else None)
+    args.finetune = runtime.from_main(args.finetune)
+    config, audio, labels = network_of(args, source)
+    manifests = (args.train_manifest, args.val_manifest)
+    train_set, val_set = read_manifests(manifests, audio, labels, output_frames, args.on_bad_data)
+    if runtime.main:
+        check_writable(args.model_path)
+        check_writable(folder.epoch_path(1))
+
+    set_seed(args.seed)
+    model = DeepSpeech(config)
+    if source is not None:
+        start_from(model, source, args.finetune, runtime, labels)
+    model.to(runtime.device)
+    if args.sync_bn:
+        runtime.sync_batch_norm(model)
+
+    share = {"seed": args.seed, "rank": runtime.rank, "world_size": runtime.world_size}
+    shuffling = {"shuffle": args.shuffle, "sorta_grad": args.sorta_grad}
+    order = LengthBatchSampler([u.duration for u in train_set], args.batch_size, **shuffling, **share)
+    val_order = LengthBatchSampler([u.duration for u in val_set], args.batch_size, shuffle=False, **share)
+    train_data = SpectrogramDataset(train_set, audio, labels, augmentation, args.seed, output_frames)
+    run = Run(
+        args=args,
+        runtime=runtime,
+        learner=Learner(model, optimization, runtime, loss_scale, backend),
+        train_set=train_set,
+        order=order,
+        train_loader=BatchLoader(train_data, order, args.num_workers, args.on_bad_data),
+        val_set=val_set,
+        val_loader=BatchLoader(SpectrogramDataset(val_set, audio), val_order, args.num_workers, args.on_bad_data),
+        decoder=build_decoder(DecoderConfig(), labels.symbols),
+        folder=folder,
+        checkpoint=Checkpoint(config, audio, labels, weights={}, settings=settings_of(args, runtime)),
+        progress=Progress(run_id=launch_id(), data=digest(train_set)),
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
+    run.tell(
+        f"{len(train_set)} utterances to train on, {len(val_set)} to validate; {parameters:,} parameters; "
+        f"{runtime.device.type}, {runtime.precision.name}, {torch.get_num_threads()} threads{processes}"
+    )
+    if source is not None and not args.finetune:
+        take_up(run, source)
+    return run
+
+
+def start_from(model: DeepSpeech, source: Checkpoint, finetune: bool, runtime: Runtime, labels) -> None:
+    """Give a network a checkpoint's weights: all of them, or for finetuning those that fit, saying which."""
+    if not finetune:
+        model.load_state_dict(source.build_model().state_dict())
+        return
+    kept, started = fit_weights(model, source, labels)
+    if runtime.main:
+        print(f"finetuning {source.path}: kept {', '.join(kept) or 'nothing'}; started {', '.join(started) or 'nothing'}")
+
+
+def take_up(run: Run, source: Checkpoint) -> None:
+    """Go on where a checkpoint was written, and say where that is, and what keeps it from being exact.
+
+    Raises: ValueError if the checkpoint has not what it takes.
+    """
+    source.check_continuable()
+    restore_optimizer(run, source)
+    scale = run.learner.loss_scale
+    if source.loss_scale and scale.dynamic:
+        scale.scale, scale.good_steps = source.loss_scale["scale"], source.loss_scale["good_steps"]
+    run.history = Path(source.path).parent / METRICS
+    run.checkpoint.epoch, run.checkpoint.history = source.epoch, copy.deepcopy(source.history)
+    before = Progress.of(source)
+    run.progress = replace(before, run_id=run.progress.run_id, data=run.progress.data)
+    notes = changes(source.settings, run.checkpoint.settings)
+    if before.data and before.data != run.progress.data:
+        notes.append("another training manifest")
+        if before.position.done:
+            run.progress.begin_epoch(before.position.epoch)
+            notes.append(f"epoch {before.epoch} begun anew, as its order was another's")
+    elif source.within_epoch and source.progress is None:
+        notes.append(f"epoch {before.epoch} begun anew, as deepspeech.pytorch's order is not known")
+    done = f", {run.progress.position.done} utterances of it done" if run.progress.position.done else ""
+    run.tell(f"continuing {source.path} in epoch {run.progress.epoch}{done}")
+    if notes:
+        run.tell(f"not exactly as it would have gone on: {'; '.join(notes)}")
+
+
+def restore_optimizer(run: Run, source: Checkpoint) -> None:
+    """Give the optimizer its state; rates, momentum and decay are what the flags say now."""
+    optimizer = run.learner.optimizer
+    kind = "adamw" if any("betas" in group for group in source.optimizer["param_groups"]) else "sgd"
+    if kind != run.learner.config.optimizer:
+        raise UsageError(
+            f"--optimizer {run.learner.config.optimizer}: {source.path} was trained with {kind}, whose state is of no use to "
+            f"it; continue with --optimizer {kind}, or add --finetune to start from its weights"
+        )
+    now = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(copy.deepcopy(source.optimizer))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{source.path}: its optimizer state does not fit the network: {error}") from None
+    for group, hyperparameters in zip(optimizer.param_groups, now, strict=True):
+        group.update(hyperparameters)
