@@ -18,6 +18,8 @@ test: .venv/test-ready
 	$(BIN)/python -m pip install -r requirements-demo.txt
 	touch $@
 
-.venv/test-ready: requirements.txt requirements-demo.txt requirements-dev.txt | .venv/bin/python
+.venv/test-ready: $(wildcard requirements*.txt) build-constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -r requirements-dev.txt
+	PIP_CONSTRAINT=build-constraints.txt PIP_BUILD_CONSTRAINT=build-constraints.txt \
+		$(BIN)/python -m pip install -r requirements-visdom.txt
 	touch $@

@@ -23,10 +23,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def argument_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser whose help is the script's docstring, as it stands, and the default of every flag."""
+    """A parser whose help is the script's docstring, as it stands, and the default of every flag that has one."""
 
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
+        def _get_help_string(self, action: argparse.Action) -> str:
+            plain = action.nargs == 0 or action.default in (None, "")
+            return action.help if plain else super()._get_help_string(action)
 
     # Abbreviated flags are refused: a flag added later would change what an abbreviation means.
     return OneLineParser(description=doc, formatter_class=Formatter, allow_abbrev=False)

@@ -39,6 +39,7 @@ def test_training_learns_and_says_so_in_the_contracts_words(corpus, trained):
     assert trained.stderr == "", "quiet when not a terminal"
     assert {path.name for path in (corpus / "models").iterdir()} == {
         "deepspeech_final.pth",
+        "metrics.jsonl",
         *(f"deepspeech_{n}.pth.tar" for n in range(1, 11)),
     }
 
