@@ -1,6 +1,7 @@
 """Where the time of a training step goes: train_step itself, run on synthetic speech with a watch on its parts."""
 
 import argparse
+import itertools
 import math
 import platform
 import time
@@ -68,7 +69,7 @@ class StepTimes:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = dict.fromkeys(PARTS, 0.0)
-        for (_, before), (part, after) in zip(self.marks, self.marks[1:]):  # noqa: B905
+        for (_, before), (part, after) in itertools.pairwise(self.marks):
             seconds[part] += before.elapsed_time(after) / 1000 if device.type == "cuda" else after - before
         return result, seconds
 
