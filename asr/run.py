@@ -73,6 +73,8 @@ def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
     # The main process's file is everyone's: other machines need not see the folder, and none reads while it changes.
     source = runtime.from_main(starting_point(args, folder) if runtime.main else None)
     args.finetune = runtime.from_main(args.finetune)
+    if source is not None and not args.finetune:
+        source.check_continuable()
     config, audio, labels = network_of(args, source)
     manifests = (args.train_manifest, args.val_manifest)
     train_set, val_set = read_manifests(manifests, audio, labels, output_frames, args.on_bad_data)
@@ -133,7 +135,6 @@ def take_up(run: Run, source: Checkpoint) -> None:
 
     Raises: ValueError if the checkpoint has not what it takes.
     """
-    source.check_continuable()
     restore_optimizer(run, source)
     scale = run.learner.loss_scale
     if source.loss_scale and scale.dynamic:

@@ -31,6 +31,7 @@ def write_utterance(folder: Path, name: str, text: str) -> str:
 
 def make_corpus(folder: Path) -> Path:
     """A folder with labels, a training manifest of 64 utterances and a validation manifest of 8."""
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(4)
     words = ["".join(rng.choice(list("ABC"), rng.integers(1, 4))) for _ in range(200)]
     lines = [write_utterance(folder, f"u{i}", " ".join(words[2 * i : 2 * i + 2])) for i in range(72)]

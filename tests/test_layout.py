@@ -44,7 +44,7 @@ def test_imports_follow_the_one_direction(path):
     assert ours <= MAY_IMPORT[room], f"{relative} may not import {ours - MAY_IMPORT[room]}"
 
 
-@pytest.mark.parametrize("script", ["train.py", "test.py", "transcribe.py", "benchmark.py", "multiproc.py", "data/synthetic.py"])
+@pytest.mark.parametrize("script", "train.py test.py transcribe.py benchmark.py multiproc.py data/synthetic.py".split())
 def test_help_needs_no_torch(script):
     """--help must answer at once: torch alone takes longer to import than a person waits."""
     code = (

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from beeps import SMALL, make_corpus
 
 import multiproc
 from asr import launch
@@ -335,3 +336,22 @@ def test_a_death_on_one_machine_stops_or_restarts_the_other(two_machines, script
     else:
         assert (status, other_status) == (1, 1)
         assert "another machine has stopped" in err
+
+
+def test_two_machines_train_one_model(two_machines, tmp_path):
+    """Without a folder that both see: the second machine's checkpoints and its manifests are its own."""
+    corpora = [make_corpus(tmp_path / f"corpus{rank}") for rank in range(2)]
+    launches = []
+    for rank in (1, 0):
+        corpus, results = corpora[rank], tmp_path / f"machine{rank}"
+        data = ["--train-manifest", corpus / "train.csv", "--val-manifest", corpus / "val.csv"]
+        files = ["--labels-path", corpus / "labels.json", "--save-folder", results, "--model-path", results / "best.pth"]
+        place = ["--nproc", 1, "--nnodes", 2, "--node-rank", rank, "--rdzv-endpoint", f"{ADDRESSES[0]}:29401"]
+        flags = [*SMALL, "--batch-size", 4, "--epochs", 2, "--checkpoint", "--continue-from", "latest", "--num-workers", 0]
+        launches.append(start(results, *place, "train.py", *data, *files, *flags, machine=two_machines[rank]))
+    status, out, err = end(launches[1])
+    assert status == 0 and "2 processes" in out and "Validation Summary Epoch: [2]" in out, err
+    assert end(launches[0])[:2] == (0, "")
+    assert "[rank 1] Training Summary Epoch: [2]" in log_of(tmp_path / "machine1", 1)
+    assert {path.name for path in (tmp_path / "machine0").iterdir()} >= {"best.pth", "deepspeech_2.pth.tar"}
+    assert {path.name for path in (tmp_path / "machine1").iterdir()} == {"logs"}

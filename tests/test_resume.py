@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from beeps import DATA, SMALL, make_corpus, run, start, train
+from shared_data import GOLDEN, needs_shared
 
 from asr.checkpoint import load_checkpoint, save_checkpoint
 from data.files import sweep
@@ -220,7 +221,7 @@ CONTRADICTIONS = [
     (["--labels-path", "other.json"], 2, "--labels-path"),
     (["--continue-from", "nix.pth"], 1, "nix.pth"),
     (["--continue-from", "labels.json"], 1, "labels.json"),
-    (["--continue-from", "BEST"], 1, "no optimizer state"),
+    (["--continue-from", "BEST"], 1, "holds no state of an optimizer"),
     (["--continue-from", "", "--finetune"], 2, "--finetune"),
 ]
 
@@ -248,6 +249,41 @@ def test_finetuning_onto_other_labels_keeps_what_fits_and_says_what_not(corpus, 
     torch.testing.assert_close(new.weights["head.weight"][2:], last.weights["head.weight"][1:])
     torch.testing.assert_close(new.weights["rnns.1.forward_rnn.weight_hh_l0"], last.weights["rnns.1.forward_rnn.weight_hh_l0"])
     assert "Training Summary Epoch: [1]" in done.stdout
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["deepspeech_2.pth.tar", "deepspeech_checkpoint_epoch_2_iter_4.pth"])
+def test_a_training_of_the_predecessor_goes_on_with_its_momentum(corpus, tmp_path, name):
+    """Golden files know 29 labels, which the beeps' three are among."""
+    source = GOLDEN / "bigru_64x3" / name
+    finished = 2 if name == "deepspeech_2.pth.tar" else 1
+    flags = ["--train-manifest", "train.csv", "--val-manifest", "val.csv", "--num-workers", 0, "--checkpoint"]
+    flags += ["--lr", 1e-12, "--max-norm", 1e-12, "--weight-decay", 0]  # nothing but the old momentum moves
+    done = run("train.py", *flags, *into(tmp_path), "--continue-from", source, "--epochs", finished + 1, cwd=corpus)
+    assert done.returncode == 0, done.stderr
+    assert f"in epoch {finished + 1}" in done.stdout
+    assert ("begun anew" in done.stdout) == (finished == 1)
+    old, new = load_checkpoint(source), load_checkpoint(tmp_path / f"deepspeech_{finished + 1}.pth.tar")
+    assert new.epoch == finished + 1 and new.history[:finished] == old.history
+    torch.testing.assert_close(new.weights["head.weight"], old.weights["head.weight"])
+    assert new.progress["updates"] == 4
+    for number, state in old.optimizer["state"].items():
+        kept = 0.9**4 * state["momentum_buffer"]
+        torch.testing.assert_close(new.optimizer["state"][number]["momentum_buffer"], kept, rtol=1e-4, atol=1e-9)
+    assert new.optimizer["param_groups"][0]["lr"] == pytest.approx(1e-12 / 1.1**finished)
+
+
+@needs_shared
+@pytest.mark.parametrize("file", ["v12_bigru_64x2/deepspeech_2.pth", "bigru_64x3/v3_style.ckpt"])
+def test_every_release_can_be_finetuned_and_what_cannot_go_on_says_so(corpus, tmp_path, file):
+    flags = ["--train-manifest", "train.csv", "--val-manifest", "val.csv", "--num-workers", 0, "--epochs", 1]
+    flags += ["--continue-from", GOLDEN / file, *into(tmp_path)]
+    done = run("train.py", *flags, "--finetune", cwd=corpus)
+    assert done.returncode == 0, done.stderr
+    assert f"finetuning {GOLDEN / file}: kept convolution 1" in done.stdout
+    if "v12" in file:
+        done = run("train.py", *flags, cwd=corpus)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "release 1.x" in done.stderr
 
 
 def test_only_what_the_dead_left_behind_is_swept(tmp_path):
