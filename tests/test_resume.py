@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from beeps import DATA, SMALL, make_corpus, run, start, train
+from event_points import read_points
 from shared_data import GOLDEN, needs_shared
 
 from asr.checkpoint import load_checkpoint, save_checkpoint
@@ -22,7 +23,8 @@ from data.files import sweep
 
 KILLS = int(os.environ.get("KILLS", 5))  # of the test below; more for a longer proof
 # Everything random that a training has, several updates a batch file, and files small enough to be written often.
-RANDOM = "--spec-augment --speed-perturb 0.1 --dropout 0.2 --hidden-layers 2 --epochs 4 --grad-accumulation 2".split()
+RANDOM = "--spec-augment --speed-perturb 0.1 --dropout 0.2 --hidden-layers 2 --epochs 3 --grad-accumulation 2".split()
+RANDOM += ["--tensorboard", "--log-params"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def corpus(tmp_path_factory):
 
 
 def into(folder: Path) -> list[str]:
-    return ["--save-folder", str(folder), "--model-path", str(folder / "best.pth")]
+    return ["--save-folder", str(folder), "--model-path", str(folder / "best.pth"), "--log-dir", str(folder / "graphs")]
 
 
 def differences(a, b, where="") -> list[str]:
@@ -49,18 +51,26 @@ def differences(a, b, where="") -> list[str]:
     return [] if a == b else [f"{where}: {a} and {b}"]
 
 
-def assert_same_ending(a: Path, b: Path, epoch: int = 4) -> None:
+def assert_same_ending(a: Path, b: Path, epoch: int = 3) -> None:
     """Weights, optimizer, histories, progress, best model and graphs of two trainings are the same to the bit."""
     for name in (f"deepspeech_{epoch}.pth.tar", "best.pth"):
         ends = [torch.load(folder / name, weights_only=True) for folder in (a, b)]
         assert not differences(*ends), name
     assert metrics(a) == metrics(b)
+    assert points(a) == points(b)
 
 
 def metrics(folder: Path) -> list[dict]:
     """metrics.jsonl, without what depends on the clock."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if not key.endswith("_per_second")} for record in records]
+
+
+def points(folder: Path) -> list[tuple]:
+    """What TensorBoard shows, without what depends on the clock, and without the histograms of gradients: a run that is
+    continued when all updates of an epoch are made has none for that epoch, since a checkpoint keeps no gradients."""
+    shown = read_points(folder / "graphs" / "Deepspeech training")
+    return [point for point in shown if "_per_second" not in point[0] and not point[0].startswith("gradients/")]
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +128,11 @@ def test_kill_at_any_moment_changes_nothing(corpus, uninterrupted, tmp_path):
         shutil.rmtree(tmp_path)  # it ended before it could be killed: again from the beginning
         tmp_path.mkdir()
     print(f"{len(kills)} kills: {', '.join(kills)}")
-    final = load_checkpoint(tmp_path / "deepspeech_4.pth.tar")
+    final = load_checkpoint(tmp_path / "deepspeech_3.pth.tar")
     assert set(final.progress["written"]) <= {path.name for path in tmp_path.iterdir()}
     # How often checkpoints were to be written differed from start to start, and that is all that may differ.
-    final.progress["written"] = load_checkpoint(uninterrupted / "deepspeech_4.pth.tar").progress["written"]
-    save_checkpoint(final, tmp_path / "deepspeech_4.pth.tar")
+    final.progress["written"] = load_checkpoint(uninterrupted / "deepspeech_3.pth.tar").progress["written"]
+    save_checkpoint(final, tmp_path / "deepspeech_3.pth.tar")
     assert_same_ending(uninterrupted, tmp_path)
     assert not list(tmp_path.glob(".*")), "what the killed left behind is swept"
 
@@ -146,9 +156,9 @@ def test_a_signal_ends_in_good_order_and_what_is_printed_continues(corpus, unint
     assert done.returncode == 0, done.stderr
     assert "not exactly" not in done.stdout
     # The checkpoint written on the way is entered in the list of those that were.
-    final = load_checkpoint(tmp_path / "deepspeech_4.pth.tar")
+    final = load_checkpoint(tmp_path / "deepspeech_3.pth.tar")
     final.progress["written"] = [name for name in final.progress["written"] if "_iter_" not in name]
-    save_checkpoint(final, tmp_path / "deepspeech_4.pth.tar")
+    save_checkpoint(final, tmp_path / "deepspeech_3.pth.tar")
     assert_same_ending(uninterrupted, tmp_path)
 
 
@@ -182,13 +192,13 @@ def test_continuing_a_finished_training_with_more_epochs(corpus, uninterrupted, 
 def test_latest_passes_over_what_is_broken_and_starts_afresh_where_nothing_is(corpus, uninterrupted, tmp_path):
     done = train(corpus, *RANDOM, "--epochs", 1, *into(tmp_path), "--continue-from", "latest")
     assert done.returncode == 0 and "starting afresh" in done.stdout
-    for epoch in (2, 3):
+    for epoch in (1, 2):
         shutil.copy(uninterrupted / f"deepspeech_{epoch}.pth.tar", tmp_path)
-    whole = (tmp_path / "deepspeech_3.pth.tar").read_bytes()
-    (tmp_path / "deepspeech_3.pth.tar").write_bytes(whole[:1000])
+    whole = (tmp_path / "deepspeech_2.pth.tar").read_bytes()
+    (tmp_path / "deepspeech_2.pth.tar").write_bytes(whole[:1000])
     done = train(corpus, *RANDOM, *into(tmp_path), "--checkpoint", "--continue-from", "latest")
-    assert done.returncode == 0 and "deepspeech_3.pth.tar" in done.stderr and "passed over" in done.stderr
-    assert f"continuing {tmp_path}/deepspeech_2.pth.tar in epoch 3" in done.stdout
+    assert done.returncode == 0 and "deepspeech_2.pth.tar" in done.stderr and "passed over" in done.stderr
+    assert f"continuing {tmp_path}/deepspeech_1.pth.tar in epoch 2" in done.stdout
 
 
 def test_only_the_newest_checkpoints_are_kept(corpus, tmp_path):
@@ -229,7 +239,7 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize("flags, status, named", CONTRADICTIONS, ids=str)
 def test_what_contradicts_the_checkpoint_is_one_line(corpus, uninterrupted, tmp_path, flags, status, named):
     (corpus / "other.json").write_text('["_", "A", "B", "D", " "]')
-    base = [*DATA, "--optimizer", "adamw", "--num-workers", 0, "--continue-from", uninterrupted / "deepspeech_4.pth.tar"]
+    base = [*DATA, "--optimizer", "adamw", "--num-workers", 0, "--continue-from", uninterrupted / "deepspeech_3.pth.tar"]
     flags = [uninterrupted / "best.pth" if flag == "BEST" else flag for flag in flags]
     done = run("train.py", *base, *into(tmp_path), *flags, cwd=corpus)
     assert done.returncode == status
@@ -238,14 +248,14 @@ def test_what_contradicts_the_checkpoint_is_one_line(corpus, uninterrupted, tmp_
 
 def test_finetuning_onto_other_labels_keeps_what_fits_and_says_what_not(corpus, uninterrupted, tmp_path):
     (corpus / "more.json").write_text('["_", "X", "A", "B", "C", " "]')
-    flags = ["--finetune", "--continue-from", uninterrupted / "deepspeech_4.pth.tar", "--labels-path", "more.json"]
+    flags = ["--finetune", "--continue-from", uninterrupted / "deepspeech_3.pth.tar", "--labels-path", "more.json"]
     done = run("train.py", *DATA, *flags, "--epochs", 1, "--lr", 1e-9, "--num-workers", 0, *into(tmp_path), cwd=corpus)
     assert done.returncode == 0, done.stderr
     (line,) = re.findall(r"^finetuning .*$", done.stdout, re.MULTILINE)
     assert "X" in line.partition("started")[2]
     new = load_checkpoint(tmp_path / "best.pth")
     assert new.labels.symbols == ("_", "X", "A", "B", "C", " ") and new.epoch == 1 and len(new.history) == 1
-    last = load_checkpoint(uninterrupted / "deepspeech_4.pth.tar")
+    last = load_checkpoint(uninterrupted / "deepspeech_3.pth.tar")
     torch.testing.assert_close(new.weights["head.weight"][2:], last.weights["head.weight"][1:])
     torch.testing.assert_close(new.weights["rnns.1.forward_rnn.weight_hh_l0"], last.weights["rnns.1.forward_rnn.weight_hh_l0"])
     assert "Training Summary Epoch: [1]" in done.stdout
