@@ -1,4 +1,4 @@
-"""What continues a training: where it stands, the folder of its checkpoints, and what may have changed since.
+"""What continues a training: where it stands, which checkpoint it starts from, and what may have changed since.
 
 Nothing random is kept. The order of the data and their augmentation follow from (seed, epoch, utterance), dropout from (seed,
 update, rank), the learning rate from the utterances seen; so that a Progress, weights, optimizer state and loss scale are all
@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,10 +18,11 @@ from pathlib import Path
 import torch
 
 from asr.checkpoint import Checkpoint, load_checkpoint
+from asr.checkpoint_folder import CheckpointFolder
 from asr.runtime import Runtime
 from asr.training import StepResult
 from config import AudioConfig, AugmentConfig, ModelConfig, OptimizerConfig
-from data.command_line import UsageError
+from data.command_line import UsageError, tell
 from data.files import sweep
 from data.labels import Labels
 from data.manifest import Utterance
@@ -44,24 +44,38 @@ class Progress:
     skipped: int = 0  # updates left out since the training began
     skipped_in_a_row: int = 0
     best: tuple[float, float] = NEVER  # WER, CER
-    best_epoch: int = 0
+    best_epoch: int = 0  # or the one since when there is none
     written: list[str] = field(default_factory=list)  # its checkpoints that are still in the folder, oldest first
     run_id: str = ""  # the launch that began it, if a launcher did
     data: str = ""  # what the training manifest said
+    val_data: str = ""  # and the validation manifest
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Progress":
-        """A file of ours says it; one of the predecessor's is taken up at the beginning of its next, or unfinished, epoch."""
+        """A file of ours says it; one of the predecessor's is taken up at the beginning of its next, or unfinished, epoch.
+
+        Raises: ValueError naming the file if what it says is no progress.
+        """
         if checkpoint.progress is not None:
-            kept = checkpoint.progress
-            return cls(**kept | {"position": Position(**kept["position"]), "best": tuple(kept["best"])})
+            return cls._read(checkpoint.progress, checkpoint.path)
         scores = [(past.get("wer", math.inf), past.get("cer", math.inf)) for past in checkpoint.history]
         best = min(scores, default=NEVER)
-        return cls(
-            position=Position(epoch=checkpoint.epoch),
-            best=best,
-            best_epoch=scores.index(best) + 1 if scores else 0,
-        )
+        best_epoch = scores.index(best) + 1 if scores else checkpoint.epoch
+        return cls(position=Position(epoch=checkpoint.epoch), best=best, best_epoch=best_epoch)
+
+    @classmethod
+    def _read(cls, kept: dict, path: str) -> "Progress":
+        whole = {f.name: f.default for f in fields(cls)} | kept
+        numbers = [*kept.get("position", {}).values(), *(v for name, v in kept.items() if isinstance(whole[name], int))]
+        try:
+            if not all(type(number) is int and number >= 0 for number in numbers):
+                raise ValueError("a count is not a whole number")
+            # They will be removed: names of checkpoints, and nothing that leads anywhere else.
+            written = [name for name in kept["written"] if CheckpointFolder.NAMES.fullmatch(name)]
+            best = tuple(float(score) for score in kept["best"])
+            return cls(**kept | {"position": Position(**kept["position"]), "best": best, "written": written})
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: where its training stood cannot be read ({error}); try --finetune") from None
 
     @property
     def epoch(self) -> int:
@@ -73,6 +87,8 @@ class Progress:
         self.position = replace(self.position, done=self.position.done + utterances)
         self.batches += batches
         self.updates += 1
+        if not result.utterances:
+            return
         if result.skipped:
             self.skipped += 1
             self.skipped_in_a_row += not result.rescaled
@@ -88,52 +104,15 @@ class Progress:
         self.loss_sum = 0.0
 
 
-class CheckpointFolder:
-    """Where a training's checkpoints go, and how many of them stay."""
-
-    NAMES = re.compile(r"deepspeech_\d+\.pth\.tar|deepspeech_checkpoint_epoch_\d+_iter_\d+\.pth")
-
-    def __init__(self, path: str | Path, keep: int = 0):
-        """`keep` 0: all stay."""
-        self.path, self.keep = Path(path), keep
-
-    def epoch_path(self, epoch: int) -> Path:
-        return self.path / f"deepspeech_{epoch}.pth.tar"
-
-    def batch_path(self, epoch: int, batches: int) -> Path:
-        return self.path / f"deepspeech_checkpoint_epoch_{epoch}_iter_{batches}.pth"
-
-    def make_room(self, path: Path, written: list[str]) -> list[Path]:
-        """Enter a checkpoint in the list of those that were written. Returns: which have to go once it is there."""
-        if path.name in written:
-            written.remove(path.name)
-        written.append(path.name)
-        surplus = written[: -self.keep] if self.keep else []
-        del written[: len(surplus)]
-        return [self.path / name for name in surplus]
-
-    def latest(self, run_id: str = "") -> Checkpoint | None:
-        """The newest whole checkpoint, of one launch if `run_id` names it; None if there is none."""
-        found = [path for path in self.path.glob("deepspeech_*") if self.NAMES.fullmatch(path.name)]
-        for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            try:
-                checkpoint = load_checkpoint(path)
-            except ValueError as error:
-                print(f"passed over: {error}", file=sys.stderr)
-                continue
-            if not run_id or (checkpoint.progress or {}).get("run_id") == run_id:
-                return checkpoint
-        return None
-
-
 def starting_point(args: argparse.Namespace, folder: CheckpointFolder) -> Checkpoint | None:
     """The checkpoint a training starts from, None for a fresh one. Raises: UsageError, ValueError, OSError naming it.
 
     A group of processes that its launcher restarts goes on from what it wrote itself, whatever its flags say.
     """
-    sweep(folder.path)
+    for written_to in {folder.path, Path(args.model_path).parent}:
+        sweep(written_to)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        checkpoint = folder.latest(launch_id())
+        checkpoint = folder.latest(run_id=launch_id())
         if checkpoint is not None:
             args.finetune = False
             return checkpoint
@@ -143,11 +122,11 @@ def starting_point(args: argparse.Namespace, folder: CheckpointFolder) -> Checkp
         return None
     if args.continue_from != LATEST:
         return load_checkpoint(args.continue_from)
-    checkpoint = folder.latest()
+    checkpoint = folder.latest(args.finetune)
     if checkpoint is None and args.finetune:
         raise ValueError(f"{folder.path}: no checkpoint there to start from; name one with --continue-from FILE")
     if checkpoint is None:
-        print(f"no checkpoint in {folder.path} yet: starting afresh", flush=True)
+        tell(f"no checkpoint in {folder.path} yet: starting afresh")
     return checkpoint
 
 
@@ -190,22 +169,25 @@ def _overridden(config, typed: dict):
 
 
 def _flag(name: str) -> str:
-    positive = {"bidirectional": "--no-bidirectional", "shuffle": "--no-shuffle", "sorta_grad": "--no-sortaGrad"}
-    return positive.get(name) or "--" + name.replace("_", "-")
+    negative = {"bidirectional": "--no-bidirectional"}
+    return negative.get(name) or "--" + name.replace("_", "-")
 
 
 # Flags that decide what an update computes: with the same of these, the same checkpoint and threads, it is the same to the bit.
 EXACT = (
     *(f.name for f in fields(OptimizerConfig)),
     *(f.name for f in fields(AugmentConfig)),
-    *"batch_size shuffle sorta_grad seed dropout precision opt_level keep_batchnorm_fp32 ctc_backend sync_bn".split(),
-    *"epochs freeze_batch_norm".split(),
+    *"batch_size shuffle sorta_grad seed loss_scale ctc_backend sync_bn epochs freeze_batch_norm cer_spaces".split(),
 )
+# What has no flag of its name.
+TOLD = {"shuffle": "shuffling", "sorta_grad": "sortaGrad", "world_size": "processes", "threads": "threads", "device": "device"}
 
 
-def settings_of(args: argparse.Namespace, runtime: Runtime) -> dict[str, object]:
+def settings_of(args: argparse.Namespace, runtime: Runtime, model: ModelConfig) -> dict[str, object]:
     """What a checkpoint keeps of the flags, to tell when a training is continued with others."""
     kept = {name: getattr(args, name) for name in EXACT}
+    numbers = runtime.precision.name + (" with its batch norm" if runtime.precision.half_batch_norm else "")
+    kept |= {"dropout": model.dropout, "precision": numbers, "device": runtime.device.type}
     return kept | {"threads": torch.get_num_threads(), "world_size": runtime.world_size}
 
 
@@ -213,12 +195,15 @@ def changes(before: dict[str, object], now: dict[str, object]) -> list[str]:
     """Settings that end the exactness of a continued training, as `--flag new (was old)`."""
     if now["lr_schedule"] == "anneal" and not (before.get("freeze_batch_norm") or now["freeze_batch_norm"]):
         now = now | {"epochs": before.get("epochs")}  # how many there will be changes nothing now
-    told = {"threads": "threads", "world_size": "processes"}
     return [
-        f"{told.get(name) or _flag(name)} {value} (was {before[name]})"
+        f"{TOLD.get(name) or _flag(name)} {_shown(value)} (was {_shown(before[name])})"
         for name, value in now.items()
         if name in before and before[name] != value
     ]
+
+
+def _shown(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def digest(utterances: Sequence[Utterance]) -> str:
@@ -232,12 +217,12 @@ def digest(utterances: Sequence[Utterance]) -> str:
 def continuing_command(args: argparse.Namespace, path: Path) -> str:
     """What to type to go on from a checkpoint."""
     if launch_id():
-        return f"the same launch with --continue-from {shlex.quote(str(path))}"
+        without = ", without --finetune" if args.finetune else ""
+        return f"the same launch with --continue-from {shlex.quote(str(path))}{without}"
     kept, arguments = [], iter(args.argv)
     for argument in arguments:
         if argument == "--continue-from":
             next(arguments, None)
         elif argument != "--finetune" and not argument.startswith("--continue-from="):
             kept.append(argument)
-    return shlex.join(["python", "train.py", *kept, "--continue-from", str(path)])
-
+    return shlex.join([sys.executable, sys.argv[0], *kept, "--continue-from", str(path)])

@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and a closed terminal, held until the step at hand is finished."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -29,7 +30,8 @@ class Interruption:
 
     def __init__(self, aloud: bool = True) -> None:
         self.aloud = aloud
-        self.signal = 0  # 0: none came
+        self.signal = 0  # the first that came; 0: none
+        self._impatient = False  # the next Ctrl-C is the second
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -46,11 +48,15 @@ class Interruption:
             signal.signal(number, before)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        if self.signal == number == signal.SIGINT:
+        if number == signal.SIGINT and self._impatient:
             raise KeyboardInterrupt
-        if not self.signal:
-            self.signal = number
-            hint = "; again to stop at once, without one" if number == signal.SIGINT else ""
-            begin = "\n" if os.isatty(2) else ""  # behind the terminal's ^C
-            if self.aloud:  # not by print(), which may be at work in what was interrupted
+        self._impatient |= number == signal.SIGINT
+        if self.signal:
+            return
+        self.signal = number
+        hint = "; Ctrl-C again to stop at once, without one" if number == signal.SIGINT else ""
+        begin = "\n" if os.isatty(2) else ""  # behind the terminal's ^C
+        if self.aloud:
+            # Not by print(), which may be at work in what was interrupted. Who would read it may have got the signal too.
+            with contextlib.suppress(OSError):
                 os.write(2, f"{begin}finishing the step, then writing a checkpoint{hint}\n".encode())

@@ -13,7 +13,6 @@ import argparse
 import importlib
 import itertools
 import json
-import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from asr.event_file import EventFile
-from asr.metrics import Journal, lines_until, set_aside
+from asr.metrics import Journal, as_line, lines_until, set_aside, told_by
 from asr.visdom_curves import VisdomCurves
 from data.command_line import UsageError
 from data.files import whole_file
@@ -52,21 +51,32 @@ class RunLog:
 
     @classmethod
     def open(
-        cls, args: argparse.Namespace, folder: str | Path, *, epoch: int, step: int, history: Path | None = None
+        cls,
+        args: argparse.Namespace,
+        folder: str | Path,
+        *,
+        epoch: int,
+        step: int,
+        history: Path | None = None,
+        results: Sequence[dict[str, float]] = (),
     ) -> "RunLog":
         """Begin to tell, or go on after `epoch` finished epochs and `step` updates; 0 and 0: a run that begins anew.
 
         folder: where metrics.jsonl goes. history: the metrics.jsonl of the run that is continued, if it may be elsewhere
-        (the checkpoint came from another folder); where there is none, the one in `folder` is continued.
+        (the checkpoint came from another folder); where there is none, the one in `folder` is continued. results: of each
+        finished epoch, as the checkpoint knows them: a metrics.jsonl with others is another run's, and is renamed.
         Raises: UsageError for flags that cannot be meant; ValueError for a missing package; OSError naming the file.
         """
         name = check_flags(args)
         path, continued = Path(folder) / METRICS, bool(epoch or step)
         source = history if history and history.exists() else path
         visdom = VisdomCurves(args.visdom_server, name, path) if args.visdom else None
-        lines = lines_until(source, epoch, step) if continued else []
-        if path.exists() and path.stat().st_size and not (continued and path.samefile(source)):
+        lines = lines_until(source, epoch, step) if continued and told_by(source, epoch, results) else []
+        if path.exists() and path.stat().st_size and not (lines and path.samefile(source)):
             set_aside(path)
+        if not lines:
+            known = ({"kind": "epoch", "epoch": number, "step": 0, **of} for number, of in enumerate(results, 1))
+            lines = [as_line(record) for record in known]
         with whole_file(path, durable=True) as temporary:
             temporary.write_bytes(b"".join(lines))
         events, room = None, Path(args.log_dir) / name
@@ -111,10 +121,10 @@ class RunLog:
         self._metrics.close()
 
     def _tell(self, record: dict[str, Any]) -> None:
-        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
-        self._metrics.add(json.dumps(finite, allow_nan=False).encode() + b"\n")
+        line = as_line(record)
+        self._metrics.add(line)
         if self._events:
-            self._events.add_scalars(finite)
+            self._events.add_scalars(json.loads(line))
 
 
 def run_name(name: str) -> str:

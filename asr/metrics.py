@@ -3,8 +3,10 @@
 import io
 import itertools
 import json
+import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,27 @@ def lines_until(path: Path, epoch: int, step: int) -> list[bytes]:
     if reached < step:
         print(f"warning: {path} ends at update {reached}, the checkpoint at {step}: the curves have a gap", file=sys.stderr)
     return kept
+
+
+def as_line(record: dict[str, Any]) -> bytes:
+    """A record as a line of metrics.jsonl; numbers that are not finite, which JSON has not, are null."""
+    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
+    return json.dumps(finite, allow_nan=False).encode() + b"\n"
+
+
+def told_by(path: Path, epoch: int, results: Sequence[dict[str, float]]) -> bool:
+    """Whether a metrics.jsonl is of the run whose epochs had these results, each {"loss", "wer", "cer"}."""
+    found = {}
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            try:
+                record = json.loads(line)
+                if record["kind"] == "epoch" and record["epoch"] <= epoch:
+                    found[record["epoch"]] = {key: record[key] for key in ("loss", "wer", "cer")}
+            except (ValueError, KeyError, TypeError):
+                break
+    expected = [json.loads(as_line(of)) for of in results]
+    return all(number > len(expected) or of == expected[number - 1] for number, of in found.items())
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:

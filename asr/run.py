@@ -2,14 +2,16 @@
 
 import argparse
 import copy
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from asr.checkpoint import Checkpoint, fit_weights
+from asr.checkpoint_folder import CheckpointFolder
 from asr.continuation import (
-    CheckpointFolder,
+    NEVER,
     Progress,
     changes,
     digest,
@@ -18,14 +20,14 @@ from asr.continuation import (
     settings_of,
     starting_point,
 )
-from asr.interruption import Interrupted, Interruption
-from asr.loggers import METRICS, RunLog
+from asr.interruption import Interruption
+from asr.loggers import RunLog
 from asr.options import config_from
 from asr.runtime import Runtime, set_seed
-from asr.training import Learner, LossScale, ctc_backend
+from asr.training import Learner, LossScale, ctc_backend, learning_rate
 from config import AugmentConfig, DecoderConfig, OptimizerConfig
 from data.checks import read_manifests
-from data.command_line import UsageError
+from data.command_line import UsageError, tell
 from data.dataset import BatchLoader, SpectrogramDataset
 from data.files import check_writable
 from data.manifest import Utterance
@@ -48,18 +50,13 @@ class Run:
     folder: CheckpointFolder
     checkpoint: Checkpoint  # all that is to be kept, but for weights and states
     progress: Progress
-    history: Path | None = None  # metrics.jsonl beside the checkpoint it continues
+    continued: Checkpoint | None = None  # what it goes on from
     log: RunLog | None = None  # the main process's
     interruption: Interruption | None = None
 
-    def end_if_asked(self) -> None:
-        """Raises: Interrupted, in all processes if any of them was asked to end."""
-        if self.runtime.any(bool(self.interruption.signal)):
-            raise Interrupted(max(self.runtime.gather(self.interruption.signal)))
-
     def tell(self, text: str) -> None:
         if self.runtime.main:
-            print(text, flush=True)
+            tell(text)
 
 
 def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
@@ -70,6 +67,8 @@ def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
         if epochs and epochs >= args.epochs:
             raise UsageError(f"{flag} {epochs:g}: expected fewer than the {args.epochs} of --epochs")
     folder = CheckpointFolder(args.save_folder, args.keep_checkpoints)
+    if folder.NAMES.fullmatch(Path(args.model_path).name):
+        raise UsageError(f"--model-path {args.model_path}: the name of a checkpoint; the best model needs another")
     # The main process's file is everyone's: other machines need not see the folder, and none reads while it changes.
     source = runtime.from_main(starting_point(args, folder) if runtime.main else None)
     args.finetune = runtime.from_main(args.finetune)
@@ -89,25 +88,16 @@ def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
     model.to(runtime.device)
     if args.sync_bn:
         runtime.sync_batch_norm(model)
-
-    share = {"seed": args.seed, "rank": runtime.rank, "world_size": runtime.world_size}
-    shuffling = {"shuffle": args.shuffle, "sorta_grad": args.sorta_grad}
-    order = LengthBatchSampler([u.duration for u in train_set], args.batch_size, **shuffling, **share)
-    val_order = LengthBatchSampler([u.duration for u in val_set], args.batch_size, shuffle=False, **share)
     train_data = SpectrogramDataset(train_set, audio, labels, augmentation, args.seed, output_frames)
     run = Run(
         args=args,
         runtime=runtime,
         learner=Learner(model, optimization, runtime, loss_scale, backend),
-        train_set=train_set,
-        order=order,
-        train_loader=BatchLoader(train_data, order, args.num_workers, args.on_bad_data),
-        val_set=val_set,
-        val_loader=BatchLoader(SpectrogramDataset(val_set, audio), val_order, args.num_workers, args.on_bad_data),
+        **loaders(args, runtime, train_data, SpectrogramDataset(val_set, audio)),
         decoder=build_decoder(DecoderConfig(), labels.symbols),
         folder=folder,
-        checkpoint=Checkpoint(config, audio, labels, weights={}, settings=settings_of(args, runtime)),
-        progress=Progress(run_id=launch_id(), data=digest(train_set)),
+        checkpoint=Checkpoint(config, audio, labels, weights={}, settings=settings_of(args, runtime, config)),
+        progress=Progress(run_id=launch_id(), data=digest(train_set), val_data=digest(val_set)),
     )
     parameters = sum(p.numel() for p in model.parameters())
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
@@ -120,6 +110,24 @@ def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
     return run
 
 
+def loaders(
+    args: argparse.Namespace, runtime: Runtime, train_data: SpectrogramDataset, val_data: SpectrogramDataset
+) -> dict[str, object]:
+    """This process's share of the data, as fields of a Run."""
+    share = {"seed": args.seed, "rank": runtime.rank, "world_size": runtime.world_size}
+    shuffling = {"shuffle": args.shuffle, "sorta_grad": args.sorta_grad}
+    durations = [[utterance.duration for utterance in data.utterances] for data in (train_data, val_data)]
+    order = LengthBatchSampler(durations[0], args.batch_size, **shuffling, **share)
+    val_order = LengthBatchSampler(durations[1], args.batch_size, shuffle=False, **share)
+    return {
+        "train_set": train_data.utterances,
+        "order": order,
+        "train_loader": BatchLoader(train_data, order, args.num_workers, args.on_bad_data),
+        "val_set": val_data.utterances,
+        "val_loader": BatchLoader(val_data, val_order, args.num_workers, args.on_bad_data),
+    }
+
+
 def start_from(model: DeepSpeech, source: Checkpoint, finetune: bool, runtime: Runtime, labels) -> None:
     """Give a network a checkpoint's weights: all of them, or for finetuning those that fit, saying which."""
     if not finetune:
@@ -127,7 +135,7 @@ def start_from(model: DeepSpeech, source: Checkpoint, finetune: bool, runtime: R
         return
     kept, started = fit_weights(model, source, labels)
     if runtime.main:
-        print(f"finetuning {source.path}: kept {', '.join(kept) or 'nothing'}; started {', '.join(started) or 'nothing'}")
+        tell(f"finetuning {source.path}: kept {', '.join(kept) or 'nothing'}; started {', '.join(started) or 'nothing'}")
 
 
 def take_up(run: Run, source: Checkpoint) -> None:
@@ -135,30 +143,50 @@ def take_up(run: Run, source: Checkpoint) -> None:
 
     Raises: ValueError if the checkpoint has not what it takes.
     """
-    restore_optimizer(run, source)
+    before, now = Progress.of(source), run.progress
+    notes = restore_optimizer(run, source)
     scale = run.learner.loss_scale
     if source.loss_scale and scale.dynamic:
         scale.scale, scale.good_steps = source.loss_scale["scale"], source.loss_scale["good_steps"]
-    run.history = Path(source.path).parent / METRICS
+    run.continued = source
     run.checkpoint.epoch, run.checkpoint.history = source.epoch, copy.deepcopy(source.history)
-    before = Progress.of(source)
-    run.progress = replace(before, run_id=run.progress.run_id, data=run.progress.data)
-    notes = changes(source.settings, run.checkpoint.settings)
-    if before.data and before.data != run.progress.data:
+    run.progress = replace(before, run_id=now.run_id, data=now.data, val_data=now.val_data)
+    notes += changes(source.settings, run.checkpoint.settings)
+    if source.progress is None:
+        notes.append("order and augmentation are this toolkit's")
+    if source.progress is None and source.within_epoch:
+        notes.append(f"epoch {before.epoch} begun anew, as deepspeech.pytorch's order is not known")
+    if before.val_data not in ("", now.val_data):
+        notes.append("another validation manifest")
+    if before.data not in ("", now.data):
         notes.append("another training manifest")
         if before.position.done:
             run.progress.begin_epoch(before.position.epoch)
             notes.append(f"epoch {before.epoch} begun anew, as its order was another's")
-    elif source.within_epoch and source.progress is None:
-        notes.append(f"epoch {before.epoch} begun anew, as deepspeech.pytorch's order is not known")
+    keep_files(run, source)
     done = f", {run.progress.position.done} utterances of it done" if run.progress.position.done else ""
     run.tell(f"continuing {source.path} in epoch {run.progress.epoch}{done}")
     if notes:
         run.tell(f"not exactly as it would have gone on: {'; '.join(notes)}")
 
 
-def restore_optimizer(run: Run, source: Checkpoint) -> None:
-    """Give the optimizer its state; rates, momentum and decay are what the flags say now."""
+def keep_files(run: Run, source: Checkpoint) -> None:
+    """See which files of the run that is continued are still its own: a file of another's must not be removed or missed."""
+    progress, folder = run.progress, run.folder
+    if not run.runtime.from_main(Path(run.args.model_path).exists()) and progress.best != NEVER:
+        progress.best, progress.best_epoch = NEVER, source.epoch
+        run.tell(f"{run.args.model_path} is not there: the best model from here on will be")
+    if Path(source.path).parent.resolve() != folder.path.resolve():
+        progress.written = []
+    elif run.runtime.main:
+        folder.trim(progress.written)  # what a kill left
+
+
+def restore_optimizer(run: Run, source: Checkpoint) -> list[str]:
+    """Give the optimizer its state; momentum and decay are what the flags say now, and so is the rate of the next update.
+
+    Returns: what is worth noting about it.
+    """
     optimizer = run.learner.optimizer
     kind = "adamw" if any("betas" in group for group in source.optimizer["param_groups"]) else "sgd"
     if kind != run.learner.config.optimizer:
@@ -166,10 +194,20 @@ def restore_optimizer(run: Run, source: Checkpoint) -> None:
             f"--optimizer {run.learner.config.optimizer}: {source.path} was trained with {kind}, whose state is of no use to "
             f"it; continue with --optimizer {kind}, or add --finetune to start from its weights"
         )
-    now = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    kept = ("params", "lr")
+    now = [{name: value for name, value in group.items() if name not in kept} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(copy.deepcopy(source.optimizer))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{source.path}: its optimizer state does not fit the network: {error}") from None
     for group, hyperparameters in zip(optimizer.param_groups, now, strict=True):
         group.update(hyperparameters)
+    if source.settings:
+        return []
+    before, config = optimizer.param_groups[0]["lr"], run.learner.config  # of a file that does not tell its flags
+    next_rate = learning_rate(config, source.epoch + 0.5 / len(run.train_set), run.args.epochs)
+    # The predecessor wrote a file at an epoch's end before it annealed the rate, and within an epoch after.
+    expected = (before, before / config.learning_anneal)
+    if any(math.isclose(next_rate, rate, rel_tol=1e-3) for rate in expected):
+        return []
+    return [f"learning rate {next_rate:.3g} (was {before:.3g})"]

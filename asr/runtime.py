@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -36,6 +36,7 @@ class Precision:
     level: str = "O0"
     dtype: torch.dtype = torch.float32
     half_batch_norm: bool = False
+    flag: str = field(default="", compare=False)  # that asked for it, for messages
 
     @classmethod
     def choose(
@@ -52,7 +53,8 @@ class Precision:
         if keep_batchnorm_fp32 is False and level in ("O0", "O1"):
             raise UsageError(f"--keep-batchnorm-fp32 False: level {level} computes batch norm in float32; use O2 or O3")
         keep = level != "O3" if keep_batchnorm_fp32 is None else keep_batchnorm_fp32
-        return cls(level, dtype, half_batch_norm=not keep)
+        flag = f"--opt-level {opt_level}" if opt_level else f"--precision {precision}"
+        return cls(level, dtype, half_batch_norm=not keep, flag=flag)
 
     @property
     def name(self) -> str:
@@ -88,9 +90,8 @@ class Runtime:
         if cuda and gpu is not None and gpu >= torch.cuda.device_count():
             raise ValueError(f"CUDA device {gpu}: this machine has {torch.cuda.device_count()}, counted from 0")
         if precision.dtype == torch.float16 and not cuda:
-            raise ValueError(
-                f"{precision.name} is float16, which needs --cuda; a CPU trains and evaluates in float32 (O0) or with "
-                "--precision bf16"
+            raise UsageError(
+                f"{precision.flag}: float16 needs --cuda; a CPU computes in float32 (--opt-level O0) or with --precision bf16"
             )
         return cls(torch.device("cuda", gpu or 0) if cuda else torch.device("cpu"), precision)
 
@@ -161,6 +162,10 @@ class Runtime:
         for module in model.modules():
             if self.world_size > 1 and hasattr(module, "sum_over_processes"):
                 module.sum_over_processes = _SumOverProcesses.apply
+
+    def synchronises(self, model: nn.Module) -> bool:
+        """Whether `sync_batch_norm` was called on it, so that all processes have to run it together."""
+        return any(getattr(module, "sum_over_processes", None) for module in model.modules())
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -2,27 +2,28 @@
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from asr.checkpoint import save_checkpoint
-from asr.continuation import continuing_command
+from asr.continuation import NEVER, continuing_command
 from asr.evaluation import Errors, acoustic_output, count_errors, evaluate
 from asr.interruption import Interrupted, Interruption
-from asr.loggers import Example, RunLog, check_flags
+from asr.loggers import METRICS, Example, RunLog, check_flags
 from asr.run import Run, set_up
 from asr.runtime import Precision, joined, set_step_seed
 from asr.training import StepResult, groups_of, learning_rate, train_step
-from data.command_line import progress_bar
-from data.dataset import Batch, collate
+from data.command_line import progress_bar, tell
+from data.dataset import BadData, Batch, collate
 from decoder import Hypothesis
 
+T = TypeVar("T")
 BAD_UPDATES = 20  # left out in a row: the run has gone wrong
 EXAMPLES = 4  # validation utterances shown in the graphs
 
@@ -33,9 +34,14 @@ def train(args: argparse.Namespace) -> int:
     check_flags(args)
     with joined(args, precision) as runtime:
         run = set_up(args, runtime)
+        if run.progress.epoch > args.epochs:
+            begun = f", epoch {run.progress.epoch} is begun" if run.progress.batches else ""
+            run.tell(f"nothing left to train: {run.checkpoint.epoch} epochs are done{begun}, and --epochs is {args.epochs}")
+            return 0
         if runtime.main:
-            finished = {"epoch": run.checkpoint.epoch, "step": run.progress.updates}
-            run.log = RunLog.open(args, run.folder.path, **finished, history=run.history)
+            finished = {"epoch": run.checkpoint.epoch, "step": run.progress.updates, "results": run.checkpoint.history}
+            history = Path(run.continued.path).parent / METRICS if run.continued else None
+            run.log = RunLog.open(args, run.folder.path, **finished, history=history)
         try:
             with Interruption(aloud=runtime.main) as run.interruption:
                 return run_epochs(run)
@@ -47,26 +53,60 @@ def train(args: argparse.Namespace) -> int:
 def run_epochs(run: Run) -> int:
     """Train until the last epoch, or until nothing gets better, or until asked to end. Returns: the exit status."""
     args, progress = run.args, run.progress
-    if progress.epoch > args.epochs:
-        run.tell(f"nothing left to train: {progress.epoch - 1} epochs are done, and --epochs is {args.epochs}")
     try:
         while progress.epoch <= args.epochs and not stale(run):
             loss = train_epoch(run)
             errors, found = validate(run)
             end_epoch(run, loss, errors, found)
+            stop_if_asked(run)
     except Interrupted as interrupted:
-        path = run.folder.batch_path(progress.epoch, progress.batches)
-        save(run, path)
-        run.runtime.barrier()  # the others stay until it is written: whoever started them may kill all when one has ended
-        run.tell(f"{interrupted}: wrote {path}; to continue:\n{continuing_command(args, path)}")
+        run.tell(f"{interrupted}: {leave(run)}")
         return interrupted.status
-    if progress.best_epoch:
+    except BadData:
+        run.tell(leave(run))
+        raise
+    if progress.best != NEVER:
         run.tell(f"Best WER {progress.best[0]:.3f} in epoch {progress.best_epoch}: {args.model_path}")
     return 0
 
 
+def leave(run: Run) -> str:
+    """Write a checkpoint between two steps. Returns: what to say of it."""
+    progress, folder = run.progress, run.folder
+    at_an_epochs_end = progress.batches == 0 and progress.epoch > 1
+    path = folder.epoch_path(progress.epoch - 1) if at_an_epochs_end else folder.batch_path(progress.epoch, progress.batches)
+    save(run, path)
+    run.runtime.barrier()  # the others stay until it is written: whoever started them may kill all when one has ended
+    return f"wrote {path}; to continue:\n{continuing_command(run.args, path)}"
+
+
+def stop_if_asked(run: Run, problem: BadData | None = None) -> None:
+    """End all processes if any was asked to end, or met data that cannot be read. Raises: Interrupted, BadData."""
+    runtime, signal = run.runtime, run.interruption.signal
+    asked, broken = runtime.sum(bool(signal), problem is not None)
+    if broken:
+        raise BadData(next(text for text in runtime.gather(str(problem or "")) if text))
+    if asked:
+        raise Interrupted(max(runtime.gather(signal)))
+
+
+def until_asked_to_end(run: Run, items: Iterable[T]) -> Iterator[T]:
+    """The items of a pass over data, as many in every process, each after a look whether it is time to end."""
+    remaining, nothing = iter(items), object()
+    while True:
+        item, problem = nothing, None
+        try:
+            item = next(remaining, nothing)
+        except BadData as error:
+            problem = error
+        stop_if_asked(run, problem)
+        if item is nothing:
+            return
+        yield item
+
+
 def stale(run: Run) -> bool:
-    patience, waited = run.args.early_stopping, run.progress.epoch - 1 - run.progress.best_epoch
+    patience, waited = run.args.early_stopping, run.checkpoint.epoch - run.progress.best_epoch
     if not patience or waited < patience:
         return False
     run.tell(f"No better model for {patience} epochs: stopping early")
@@ -81,32 +121,29 @@ def train_epoch(run: Run) -> float:
     if progress.epoch > args.epochs - args.freeze_batch_norm:
         learner.model.freeze_batch_norm()
     waiting, started = Stopwatch(run.train_loader), time.monotonic()
-    steps = groups_of(zip(waiting, run.order.batches, strict=True), learner.config.grad_accumulation)
+    groups = groups_of(zip(waiting, run.order.batches, strict=True), learner.config.grad_accumulation)
     description = {"desc": f"epoch {progress.epoch}/{args.epochs}", "unit": "utt", "initial": progress.position.done}
     with progress_bar(total=len(run.train_set), shown=run.runtime.main, **description) as bar:
         clock = time.monotonic()
-        for group in steps:
+        for group in until_asked_to_end(run, groups):
             batches, members = [batch for batch, _ in group], np.concatenate([members for _, members in group])
-            result = take_step(run, batches, members, bar)
+            result = take_step(run, batches, members)
             clock, seconds = time.monotonic(), time.monotonic() - clock
             report_step(run, result, members, seconds, bar)
             every = args.checkpoint_per_batch
             if every and progress.batches // every > (progress.batches - len(group)) // every:
                 save(run, run.folder.batch_path(progress.epoch, progress.batches))
-            run.end_if_asked()
-    if not progress.counted:
-        raise ValueError("every update of an epoch was left out for a loss that is not finite; lower --lr")
-    loss, seconds = progress.loss_sum / progress.counted, time.monotonic() - started
+    loss = progress.loss_sum / progress.counted if progress.counted else math.nan
+    seconds = time.monotonic() - started
     who = "" if run.runtime.main else f"[rank {run.runtime.rank}] "  # in its own log
-    print(
+    tell(
         f"{who}Training Summary Epoch: [{progress.epoch}]\tTime taken (s): {seconds:.0f}\tAverage Loss {loss:.3f}\t"
-        f"Waiting for data {100 * waiting.seconds / seconds:.1f} %",
-        flush=True,
+        f"Waiting for data {100 * waiting.seconds / seconds:.1f} %"
     )
     return loss
 
 
-def take_step(run: Run, batches: Sequence[Batch], members: np.ndarray, bar: tqdm) -> StepResult:
+def take_step(run: Run, batches: Sequence[Batch], members: np.ndarray) -> StepResult:
     """One update, and the progress it is. `members`: the utterances of the batches of all processes.
 
     Raises: ValueError when one update after the other had to be left out.
@@ -121,7 +158,8 @@ def take_step(run: Run, batches: Sequence[Batch], members: np.ndarray, bar: tqdm
         names = named_culprits(run, result, members)
         if run.runtime.main:
             numbers = f"loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}"
-            bar.write(f"{numbers}: update left out: {names}", file=sys.stderr)
+            with tqdm.external_write_mode():  # so that the progress bar stays below
+                tell(f"{numbers}: update left out: {names}", error=True)
     if progress.skipped_in_a_row >= BAD_UPDATES:
         raise ValueError(
             f"{BAD_UPDATES} updates in a row were left out, the last for loss {result.loss:.4g} and gradient norm "
@@ -142,7 +180,7 @@ def report_step(run: Run, result: StepResult, members: np.ndarray, seconds: floa
     progress = run.progress
     audio_seconds = sum(run.train_set[index].duration for index in members)
     rate = run.learner.optimizer.param_groups[0]["lr"]
-    average = progress.loss_sum / max(progress.counted, 1)
+    average, made = progress.loss_sum / max(progress.counted, 1), result.utterances and not result.skipped
     bar.set_postfix_str(f"loss {average:.2f}, lr {rate:.1e}, {audio_seconds / seconds:.1f} audio s/s", refresh=False)
     bar.update(len(members))
     if run.log:
@@ -150,9 +188,9 @@ def report_step(run: Run, result: StepResult, members: np.ndarray, seconds: floa
             {
                 "epoch": progress.epoch,
                 "step": progress.updates,
-                "loss": math.nan if result.skipped else result.loss,
+                "loss": result.loss if made else math.nan,
                 "lr": rate,
-                "grad_norm": result.grad_norm,
+                "grad_norm": result.grad_norm if result.utterances else math.nan,
                 "utterances_per_second": len(members) / seconds,
                 "audio_seconds_per_second": audio_seconds / seconds,
                 "skipped": progress.skipped,
@@ -169,12 +207,6 @@ def validate(run: Run) -> tuple[Errors, dict[int, Hypothesis]]:
     errors = count_errors(references, (h.text for h in found.values()), run.args.cer_spaces)
     run.tell(f"Validation Summary Epoch: [{run.progress.epoch}]\tAverage WER {errors.wer:.3f}\tAverage CER {errors.cer:.3f}")
     return errors, found
-
-
-def until_asked_to_end(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
-    for batch in batches:
-        run.end_if_asked()
-        yield batch
 
 
 def end_epoch(run: Run, loss: float, errors: Errors, found: dict[int, Hypothesis]) -> None:
@@ -204,18 +236,18 @@ def save(run: Run, path: Path) -> None:
     if not run.runtime.main:
         return
     run.log.flush()  # a checkpoint must not know more than the graphs, which are cut back to it
-    surplus = run.folder.make_room(path, run.progress.written)
+    scale = run.learner.loss_scale
+    run.folder.enter(path, run.progress.written)
     checkpoint = replace(
         run.checkpoint,
         weights=run.learner.weights(),
         optimizer=run.learner.optimizer.state_dict(),
-        loss_scale={"scale": run.learner.loss_scale.scale, "good_steps": run.learner.loss_scale.good_steps},
+        loss_scale={"scale": scale.scale, "good_steps": scale.good_steps} if scale.dynamic else None,
         progress=asdict(run.progress),
         within_epoch=run.progress.batches > 0,
     )
     save_checkpoint(checkpoint, path)
-    for old in surplus:
-        old.unlink(missing_ok=True)
+    run.folder.trim(run.progress.written)  # only now, and again when continuing: what a kill leaves is not forgotten
 
 
 def examples(run: Run, found: dict[int, Hypothesis]) -> list[Example]:

@@ -125,6 +125,10 @@ class Learner:
         if originals:
             pairs = zip(self.parameters, originals, strict=True)
             self.masters = [p if p.dtype == torch.float32 else nn.Parameter(original) for p, original in pairs]
+        if config.optimizer == "adamw" and any(master.dtype == torch.float16 for master in self.masters):
+            raise UsageError(
+                "--opt-level O3: AdamW's epsilon is zero in float16, and its first update infinite; use O2, or sgd"
+            )
         self.optimizer = build_optimizer(config, self.masters)
 
     def weights(self) -> dict[str, Tensor]:
@@ -162,13 +166,15 @@ def train_step(learner: Learner, batches: Sequence[Batch]) -> StepResult:
     if not utterances:  # all of them turned out unreadable
         return StepResult(0.0, 0.0, 0)
     model.zero_grad(set_to_none=True)
-    loss, culprits = 0.0, []
+    told = []
     for batch in batches:
         losses = _losses(learner, batch.to(runtime.device))
-        (losses.sum() * (scale / utterances)).backward()
-        loss += losses.detach().sum().item()
-        culprits += _culprits(losses.detach(), batch)
-    loss, faults = runtime.sum(loss / utterances, len(culprits))
+        if losses is not None:
+            (losses.sum() * (scale / utterances)).backward()
+            told.append((losses.detach(), batch))
+    told = [(losses.cpu(), batch) for losses, batch in told]  # not earlier: a GPU need not wait between the batches
+    culprits = [index for losses, batch in told for index in _culprits(losses, batch)]
+    loss, faults = runtime.sum(sum(losses.sum().item() for losses, _ in told) / utterances, len(culprits))
     grad_norm = math.nan
     if not faults:
         grad_norm = _gradient(learner)
@@ -182,10 +188,15 @@ def train_step(learner: Learner, batches: Sequence[Batch]) -> StepResult:
     return StepResult(loss, grad_norm, utterances, skipped, rescaled, tuple(culprits))
 
 
-def _losses(learner: Learner, batch: Batch) -> Tensor:
-    """The losses of a batch's utterances, with their graph. A process without an utterance runs the network on silence, since
-    synchronised batch norm waits for it, and learns nothing from that."""
+def _losses(learner: Learner, batch: Batch) -> Tensor | None:
+    """The losses of a batch's utterances, with their graph; None if there are none.
+
+    If batch norm is synchronised, the others wait for this process all the same: then it runs the network on silence, which
+    has no part in the statistics, and learns nothing from that.
+    """
     if not len(batch.spect_lens):
+        if not learner.runtime.synchronises(learner.model):
+            return None
         silence = torch.zeros(1, 1, learner.model.config.freq_bins, 1, device=learner.runtime.device)
         with learner.runtime.autocast():
             logits, _ = learner.model(silence, torch.zeros(1, dtype=torch.int64, device=silence.device))
@@ -200,7 +211,7 @@ def _culprits(losses: Tensor, batch: Batch) -> list[int]:
     bad = ~losses.isfinite() | (losses < NEGATIVE)
     if not bad.any():
         return []
-    return batch.indices[bad.cpu()].tolist() if len(bad) == len(batch.indices) else batch.indices.tolist()
+    return batch.indices[bad].tolist() if len(bad) == len(batch.indices) else batch.indices.tolist()
 
 
 def _gradient(learner: Learner) -> float:

@@ -69,6 +69,17 @@ def run_script(work: Callable[[], int | None], interrupted: str = "interrupted")
         return STATUS_USAGE if isinstance(error, UsageError) else STATUS_FAILED
 
 
+def tell(text: str, error: bool = False) -> None:
+    """Print a line, also if nobody reads it any more: work of days does not end because a pipe or a terminal is gone."""
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # what is still buffered must not raise again
+        os.close(nowhere)
+
+
 def message(error: Exception) -> str:
     """`path: what went wrong`, also for errors of the operating system, whose own text begins with a number."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -119,10 +119,14 @@ def collate(samples: Sequence[Sample | BadSample]) -> Batch:
     )
 
 
+class BadData(ValueError):
+    """An utterance that cannot be read after all; what was computed before it is sound."""
+
+
 class BatchLoader:
     """Batches in the sampler's order, made by `num_workers` processes that live as long as the loader; 0: by this one.
 
-    An utterance that cannot be read after all stops the iteration with a ValueError naming it, or with `on_bad_data="skip"` is
+    An utterance that cannot be read after all stops the iteration with BadData naming it, or with `on_bad_data="skip"` is
     left out and told on standard error. A batch may be empty: of such utterances alone, or a process's share at an epoch's end.
     """
 
@@ -146,7 +150,7 @@ class BatchLoader:
             batches = iter(self._batches)
         for batch in batches:
             if batch.problems and self.on_bad_data == "fail":
-                raise ValueError(f"{batch.problems[0]}; fix it, or pass --on-bad-data skip to leave it out")
+                raise BadData(f"{batch.problems[0]}; fix it, or pass --on-bad-data skip to leave it out")
             for problem in batch.problems:
                 print(f"left out: {problem}", file=sys.stderr)
             yield batch

@@ -12,13 +12,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from beeps import DATA, SMALL, make_corpus, run, start, train
 from event_points import read_points
 from shared_data import GOLDEN, needs_shared
 
 from asr.checkpoint import load_checkpoint, save_checkpoint
+from asr.checkpoint_folder import CheckpointFolder
+from asr.continuation import Progress
 from data.files import sweep
 
 KILLS = int(os.environ.get("KILLS", 5))  # of the test below; more for a longer proof
@@ -150,16 +154,41 @@ def test_a_signal_ends_in_good_order_and_what_is_printed_continues(corpus, unint
     output, errors = process.communicate(timeout=60)
     assert process.returncode == status, errors
     assert errors.startswith("finishing the step, then writing a checkpoint") and errors.count("\n") == 1
-    command = output.splitlines()[-1]
-    assert command.startswith("python train.py ")
-    done = run(*shlex.split(command)[1:], cwd=corpus)
+    command = shlex.split(output.splitlines()[-1])
+    done = subprocess.run(command, cwd=corpus, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert "not exactly" not in done.stdout
-    # The checkpoint written on the way is entered in the list of those that were.
+    # The checkpoint written on the way is entered in the list of those that were, unless it has an epoch's own name.
     final = load_checkpoint(tmp_path / "deepspeech_3.pth.tar")
     final.progress["written"] = [name for name in final.progress["written"] if "_iter_" not in name]
     save_checkpoint(final, tmp_path / "deepspeech_3.pth.tar")
     assert_same_ending(uninterrupted, tmp_path)
+
+
+def test_a_reader_that_is_gone_costs_no_checkpoint(corpus, tmp_path):
+    """`train.py 2>&1 | tee log`, where Ctrl-C ends tee too, or a terminal that was closed."""
+    process = start("train.py", *DATA, *SMALL, "--num-workers", 0, *into(tmp_path), cwd=corpus)
+    wait_for_a_step(process, tmp_path)
+    for stream in (process.stdout, process.stderr):
+        stream.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    (left,) = tmp_path.glob("deepspeech_*")
+    assert load_checkpoint(left).optimizer
+
+
+def test_data_that_cannot_be_read_after_all_costs_no_update(corpus, tmp_path):
+    wave = np.random.default_rng(0).normal(0, 0.1, 30000)
+    soundfile.write(corpus / "broken.flac", wave, 16000)
+    content = bytearray((corpus / "broken.flac").read_bytes())
+    content[20000:30000] = bytes(10000)  # the header and the last frame stay
+    (corpus / "broken.flac").write_bytes(content)
+    (corpus / "broken.csv").write_text((corpus / "train.csv").read_text() + "broken.flac,u1.txt\n")
+    done = train(corpus, "--train-manifest", "broken.csv", "--num-workers", 0, *into(tmp_path))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "broken.csv:65" in done.stderr
+    (left,) = tmp_path.glob("deepspeech_*")
+    assert f"wrote {left}; to continue:" in done.stdout
+    assert load_checkpoint(left).progress["updates"] > 0
 
 
 def test_an_impatient_second_ctrl_c_ends_at_once(corpus, tmp_path):
@@ -201,6 +230,33 @@ def test_latest_passes_over_what_is_broken_and_starts_afresh_where_nothing_is(co
     assert f"continuing {tmp_path}/deepspeech_1.pth.tar in epoch 2" in done.stdout
 
 
+def test_the_latest_is_the_one_that_got_furthest_whatever_the_clock_said(uninterrupted, tmp_path):
+    for age, epoch in enumerate((3, 2, 1)):  # as a copy in another order leaves them
+        shutil.copy(uninterrupted / f"deepspeech_{epoch}.pth.tar", tmp_path)
+        os.utime(tmp_path / f"deepspeech_{epoch}.pth.tar", (1000 + age, 1000 + age))
+    folder = CheckpointFolder(tmp_path)
+    assert Path(folder.latest().path).name == "deepspeech_3.pth.tar"
+    other = load_checkpoint(tmp_path / "deepspeech_3.pth.tar")
+    other.history[0]["wer"] = 99.0  # another run's, which got further
+    save_checkpoint(other, tmp_path / "deepspeech_3.pth.tar")
+    os.utime(tmp_path / "deepspeech_3.pth.tar", (1000, 1000))
+    assert Path(folder.latest().path).name == "deepspeech_2.pth.tar"
+    (tmp_path / "deepspeech_9.pth.tar").mkdir()
+    (tmp_path / "deepspeech_8.pth.tar").symlink_to(tmp_path / "nowhere")
+    assert Path(folder.latest().path).name == "deepspeech_2.pth.tar"
+
+
+def test_a_file_that_names_others_to_be_removed_is_not_believed(uninterrupted):
+    checkpoint = load_checkpoint(uninterrupted / "deepspeech_3.pth.tar")
+    checkpoint.progress["written"] = ["../id_rsa", "/etc/passwd", "deepspeech_1.pth.tar"]
+    assert Progress.of(checkpoint).written == ["deepspeech_1.pth.tar"]
+    for name, value in (("position", {"epoch": "a"}), ("written", 5), ("new_field", 1), ("updates", -1), ("best", None)):
+        checkpoint = load_checkpoint(uninterrupted / "deepspeech_3.pth.tar")
+        checkpoint.progress[name] = value
+        with pytest.raises(ValueError, match=r"deepspeech_3\.pth\.tar: where its training stood"):
+            Progress.of(checkpoint)
+
+
 def test_only_the_newest_checkpoints_are_kept(corpus, tmp_path):
     (tmp_path / "deepspeech_77.pth.tar").write_text("another run's")
     flags = ["--epochs", 2, "--checkpoint", "--checkpoint-per-batch", 3, *into(tmp_path)]
@@ -208,7 +264,16 @@ def test_only_the_newest_checkpoints_are_kept(corpus, tmp_path):
     left = {path.name for path in tmp_path.glob("deepspeech_*")}
     assert left == {"deepspeech_77.pth.tar", "deepspeech_checkpoint_epoch_2_iter_6.pth", "deepspeech_2.pth.tar"}
     newest = load_checkpoint(tmp_path / "deepspeech_2.pth.tar")
-    assert set(newest.progress["written"]) == left - {"deepspeech_77.pth.tar"}
+    assert set(newest.progress["written"][-2:]) == left - {"deepspeech_77.pth.tar"}
+    # In another folder, files of these names are another run's; and so may be the best model.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "deepspeech_checkpoint_epoch_2_iter_6.pth").write_text("another run's")
+    flags = ["--epochs", 3, "--checkpoint", "--keep-checkpoints", 1, "--lr", 1e-9, *into(elsewhere)]
+    done = train(corpus, *flags, "--continue-from", tmp_path / "deepspeech_2.pth.tar")
+    assert done.returncode == 0 and f"{elsewhere / 'best.pth'} is not there" in done.stdout
+    names = {path.name for path in elsewhere.glob("*.p*")}
+    assert names == {"best.pth", "deepspeech_3.pth.tar", "deepspeech_checkpoint_epoch_2_iter_6.pth"}
 
 
 def test_another_batch_size_goes_on_at_the_same_utterance_and_says_so(corpus, tmp_path):

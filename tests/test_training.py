@@ -200,6 +200,22 @@ def test_small_updates_reach_the_master_weights():
     assert moved.float().mean() > 0.9 and seen.float().mean() < 0.2
 
 
+def test_adamw_is_refused_where_its_epsilon_would_be_zero():
+    runtime = Runtime(torch.device("cpu"), Precision.choose(None, "O3"))  # built, not run: that takes a GPU
+    with pytest.raises(UsageError, match="epsilon is zero"):
+        learner(small_model(), runtime, optimizer="adamw")
+    learner(small_model(), runtime, optimizer="sgd")
+    learner(small_model(), Runtime(torch.device("cpu"), Precision.choose(None, "O2")), optimizer="adamw")
+
+
+def test_an_empty_batch_among_others_changes_nothing():
+    models = [small_model().train(), small_model().train()]
+    for model, batches in zip(models, ([small_batch(1)], [collate([]), small_batch(1), collate([])]), strict=True):
+        train_step(learner(model), batches)
+    for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_flags_of_precision_that_contradict_each_other_are_refused():
     for flags in (("fp32", "O1"), ("bf16", "O0"), (None, "O1", False), (None, None, False)):
         with pytest.raises(UsageError, match="--"):
