@@ -15,6 +15,7 @@ import os
 import sys
 
 from asr import benchmarking, options
+from config import AudioConfig
 from data.command_line import STATUS_FAILED, STATUS_INTERRUPTED, UsageError, argument_parser, number, progress_bar, run_script
 
 
@@ -51,18 +52,33 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     options.add_training_precision_options(parser)
     # Without defaults of their own: the flags that they stand for have them.
     aliases = parser.add_argument_group("other names of these", argument_default=argparse.SUPPRESS)
-    aliases.add_argument("--mixed-precision", dest="opt_level", action="store_const", const="O1", help="--opt-level O1")
+    aliases.add_argument("--mixed-precision", action="store_true", default=False, help="--opt-level O1")
     aliases.add_argument("--static-loss-scale", dest="loss_scale", metavar="X", help="--loss-scale X")
     aliases.add_argument(
         "--dynamic-loss-scale", dest="loss_scale", action="store_const", const="dynamic", help="--loss-scale dynamic"
     )
     options.add_process_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.mixed_precision:
+        for flag, value in (("--opt-level", args.opt_level), ("--precision", args.precision)):
+            if value not in (None, "O1", "fp16", "bf16"):
+                parser.error(f"--mixed-precision and {flag} {value} contradict each other; leave one of them out")
+        args.opt_level = "O1"
+    del args.mixed_precision  # what it stands for says it
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return run_script(lambda: find_batch_size(args) if args.find_batch_size else benchmark(args))
+    return run_script(lambda: answer(args))
+
+
+def answer(args: argparse.Namespace) -> int:
+    """Returns: the exit status. Raises: UsageError for flags that cannot be meant."""
+    audio = options.config_from(AudioConfig, args)
+    if int(args.seconds * audio.sample_rate) < audio.window_samples:
+        raise UsageError(f"--seconds {args.seconds:g}: expected at least a window, {audio.window_size:g} seconds")
+    return find_batch_size(args) if args.find_batch_size else benchmark(args)
 
 
 def measure(tell: benchmarking.Tell, args: argparse.Namespace) -> None:

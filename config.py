@@ -5,10 +5,20 @@ torch. The module that owns a behaviour imports its settings from here: `model.p
 an AudioConfig, and `asr/options.py` turns the same fields into command-line flags.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 RNN_TYPES = ("rnn", "gru", "lstm")
 WINDOWS = ("hamming", "hann", "blackman", "bartlett")
+RATES = range(1000, 768001)  # Hz; what only a damaged file says could fill the memory, resampling from it or to it
+MOST_LAYERS = 100  # recurrent; so that no file can have thousands of them built
+
+
+def check_types(config: object) -> None:
+    """What a file says need not be of the type that its field has. Raises: ValueError."""
+    for f in fields(config):
+        kind = type(getattr(config, f.name))
+        if kind is not f.type and not (f.type is float and kind is int):
+            raise ValueError(f"{f.name.replace('_', ' ')} is a {kind.__name__}: expected {f.type.__name__}")
 
 
 @dataclass(frozen=True)
@@ -21,8 +31,9 @@ class AudioConfig:
     window: str = "hamming"
 
     def __post_init__(self) -> None:
-        if self.sample_rate <= 0:
-            raise ValueError(f"sample rate {self.sample_rate}: expected a positive number of Hz, such as 16000")
+        check_types(self)
+        if self.sample_rate not in RATES:
+            raise ValueError(f"sample rate {self.sample_rate}: expected {RATES.start} to {RATES.stop - 1} Hz, such as 16000")
         if self.window not in WINDOWS:
             raise ValueError(f"window {self.window!r}: expected one of {', '.join(WINDOWS)}")
         if self.window_samples < 2 or self.hop_samples < 1:
@@ -60,11 +71,14 @@ class ModelConfig:
     release1: bool = False  # the network of deepspeech.pytorch 1.x: other convolution padding, recurrent layers without bias
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.rnn_type not in RNN_TYPES:
             raise ValueError(f"RNN type {self.rnn_type!r}: expected one of {', '.join(RNN_TYPES)}")
         for name in ("num_labels", "freq_bins", "hidden_size", "hidden_layers", "lookahead_context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', ' ')} {getattr(self, name)}: expected at least 1")
+        if self.hidden_layers > MOST_LAYERS:
+            raise ValueError(f"hidden layers {self.hidden_layers}: expected at most {MOST_LAYERS}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout {self.dropout}: expected at least 0 and less than 1")
 

@@ -39,23 +39,27 @@ class MaskedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation that leaves padding out of the statistics, so that batching does not change what is learnt.
 
     The input's second dimension is the channel, as everywhere in torch, and the input is zero wherever `padding`, which
-    broadcasts to it, is true. Without `padding` all positions count, which is what the predecessor computed.
+    broadcasts to it, is true. Not `masked`, it counts all positions, which is what the predecessor computed.
     """
 
     sum_over_processes: Callable[[Tensor], Tensor] | None = None  # given by whoever wants the statistics of all processes
 
+    def __init__(self, channels: int, masked: bool = True):
+        super().__init__(channels)
+        self.masked = masked
+
     def _check_input_dim(self, x: Tensor) -> None:
         assert x.dim() >= 2
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        if not self.training or (padding is None and self.sum_over_processes is None):
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        if not self.training or not (self.masked or self.sum_over_processes):
             return super().forward(x)
         over = [d for d in range(x.dim()) if d != 1]
         autocast, given = torch.is_autocast_enabled(x.device.type), x.dtype
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            if padding is None:
-                padding = torch.zeros((1,) * x.dim(), dtype=torch.bool, device=x.device)
+            if not self.masked:  # then all counts, unless a process has nothing but padding, for want of an utterance
+                padding = padding.all().view((1,) * x.dim())
             # Positions of one channel that count: padding has size 1 where it does not distinguish.
             valid = (~padding).sum() * (x[:, :1].numel() // padding.numel())
             total = x.sum(over, keepdim=True)
@@ -85,12 +89,11 @@ class ConvFrontEnd(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.masked_batch_norm = config.masked_batch_norm
         self.paddings = RELEASE1_PADDINGS if config.release1 else PADDINGS
         self.conv1 = nn.Conv2d(1, CONV_CHANNELS, (41, TIME_KERNEL), (2, TIME_STRIDE), self.paddings[0])
-        self.norm1 = MaskedBatchNorm(CONV_CHANNELS)
+        self.norm1 = MaskedBatchNorm(CONV_CHANNELS, config.masked_batch_norm)
         self.conv2 = nn.Conv2d(CONV_CHANNELS, CONV_CHANNELS, (21, TIME_KERNEL), (2, 1), self.paddings[1])
-        self.norm2 = MaskedBatchNorm(CONV_CHANNELS)
+        self.norm2 = MaskedBatchNorm(CONV_CHANNELS, config.masked_batch_norm)
         self.to(memory_format=torch.channels_last)
 
     def output_size(self, freq_bins: int) -> int:
@@ -108,7 +111,7 @@ class ConvFrontEnd(nn.Module):
                 x = conv(x)
             beyond = F.pad(padding, (x.shape[-1] - padding.shape[-1], 0))  # release 1's first one has more frames than L
             x = x.masked_fill_(beyond, 0.0)
-            x = clipped_relu(norm(x, beyond if self.masked_batch_norm else None)).masked_fill_(beyond, 0.0)
+            x = clipped_relu(norm(x, beyond)).masked_fill_(beyond, 0.0)
         return x
 
 
@@ -123,8 +126,7 @@ class RecurrentLayer(nn.Module):
     def __init__(self, config: ModelConfig, input_size: int, first: bool):
         super().__init__()
         rnn = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[config.rnn_type]
-        self.masked_batch_norm = config.masked_batch_norm
-        self.norm = None if first else MaskedBatchNorm(input_size)
+        self.norm = None if first else MaskedBatchNorm(input_size, config.masked_batch_norm)
         self.dropout = None if first else nn.Dropout(config.dropout)
         size = {"input_size": input_size, "hidden_size": config.hidden_size, "bias": not config.release1}
         self.forward_rnn = rnn(**size)
@@ -133,8 +135,7 @@ class RecurrentLayer(nn.Module):
     def forward(self, x: Tensor, padding: Tensor, reversal: Tensor) -> Tensor:
         """x (L, B, H), padding (L, B, 1) bool, reversal (L, B, 1) frame indices -> (L, B, H), zero beyond each length."""
         if self.norm is not None:
-            beyond = padding.flatten(0, 1) if self.masked_batch_norm else None
-            x = self.dropout(self.norm(x.flatten(0, 1), beyond).view_as(x))
+            x = self.dropout(self.norm(x.flatten(0, 1), padding.flatten(0, 1)).view_as(x))
         if self._faster_in_float32(x):
             with torch.autocast("cpu", enabled=False):
                 return self._directions(x.float(), padding, reversal)
@@ -182,7 +183,7 @@ class DeepSpeech(nn.Module):
         sizes = [self.conv.output_size(config.freq_bins)] + [config.hidden_size] * (config.hidden_layers - 1)
         self.rnns = nn.ModuleList(RecurrentLayer(config, size, first=i == 0) for i, size in enumerate(sizes))
         self.lookahead = None if config.bidirectional else Lookahead(config.hidden_size, config.lookahead_context)
-        self.head_norm = MaskedBatchNorm(config.hidden_size)
+        self.head_norm = MaskedBatchNorm(config.hidden_size, config.masked_batch_norm)
         self.head = nn.Linear(config.hidden_size, config.num_labels, bias=False)
 
     def freeze_batch_norm(self) -> None:
@@ -216,14 +217,14 @@ class DeepSpeech(nn.Module):
             x = layer(x, padding, reversal)
         if self.lookahead is not None:
             x = self.lookahead(x).masked_fill(padding, 0.0)
-        beyond = padding.flatten(0, 1) if self.config.masked_batch_norm else None
-        logits = self.head(self.head_norm(x.flatten(0, 1), beyond))
+        logits = self.head(self.head_norm(x.flatten(0, 1), padding.flatten(0, 1)))
         return logits.float().view(*x.shape[:2], -1).transpose(0, 1), out_lens
 
 
 def main(argv: list[str] | None = None) -> int:
     # Only here: the module itself imports nothing but torch and its settings.
-    from asr.checkpoint import average_checkpoints, load_checkpoint, save_checkpoint
+    from asr.checkpoint import load_checkpoint, save_checkpoint
+    from asr.transfer import average_checkpoints
     from data.command_line import argument_parser, run_script
     from data.files import check_writable
 

@@ -9,17 +9,16 @@ machines, type the same command on each, with --nnodes, --rdzv-endpoint and its 
 """
 
 import argparse
-import ctypes
+import contextlib
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 from data.command_line import UsageError, argument_parser, number, run_script
+from data.processes import die_with_parent
 
 AS_RANK = "--as-rank"  # how multiproc calls itself in each process, which then becomes the script
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,8 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def become(command: list[str]) -> None:
     """Turn this process, which the launcher has started, into the script: same process, same signals, nothing between."""
-    if sys.platform == "linux":  # no rank outlives the launcher, even if that is killed without a chance to stop them
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.environ.get("MULTIPROC_LOG"):
         os.dup2(sys.stdout.fileno(), sys.stderr.fileno())  # one log in the order it was written
     os.execv(sys.executable, [sys.executable, "-u", *command])
@@ -90,7 +88,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
     if args.nproc and "--cuda" in command:
         raise UsageError("--nproc: processes on the CPU, but the script is given --cuda; choose GPUs with --device-ids 0,1")
     # torchrun would give each process one thread, PyTorch by itself every core.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every address without a name would be a warning
     folder = Path(args.rank_logs) / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder.mkdir(parents=True)
@@ -99,8 +97,12 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         print(f"{who} to {folder}/rankN.log", file=sys.stderr)
     from asr.launch import launch  # torch comes with it, which --help and a mistyped flag need not wait for
 
-    # Each process starts as this file, and becomes the script.
-    return launch(args, ["-u", os.path.abspath(__file__), AS_RANK, *command], processes, folder)
+    try:
+        # Each process starts as this file, and becomes the script.
+        return launch(args, ["-u", os.path.abspath(__file__), AS_RANK, *command], processes, folder)
+    finally:
+        with contextlib.suppress(OSError):  # there are logs in it, as a rule
+            folder.rmdir()
 
 
 def check(args: argparse.Namespace, command: list[str]) -> None:
@@ -116,10 +118,20 @@ def check(args: argparse.Namespace, command: list[str]) -> None:
         raise UsageError(f"--node-rank {args.node_rank}: expected less than --nnodes, {args.nnodes}; machines count from 0")
 
 
+def visible_devices(device_ids: list[str]) -> list[str]:
+    """What a scheduler calls the devices of these numbers: theirs count within what it has given us."""
+    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if not given:
+        return device_ids
+    if max(map(int, device_ids)) >= len(given):
+        raise UsageError(f"--device-ids {','.join(device_ids)}: CUDA_VISIBLE_DEVICES leaves {len(given)}, counted from 0")
+    return [given[int(number)] for number in device_ids]
+
+
 def count_devices(device_ids: list[str] | None, command: list[str]) -> int:
     """How many GPUs there are for us; the parent must not touch them, so the driver is asked, not CUDA."""
     if device_ids:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(device_ids)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible_devices(device_ids))
     import torch
 
     devices = torch.cuda.device_count()

@@ -27,6 +27,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from asr.runtime import interruptible
 from data.command_line import STATUS_FAILED, UsageError
 
 STOP_SECONDS = 5  # after a death, from asking the others to stop to killing them
@@ -71,7 +72,7 @@ def launch(args: argparse.Namespace, arguments: list[str], processes: int, folde
     except (RendezvousError, DistError) as error:
         if deaths and deaths[-1] in INTERRUPTED:
             return deaths[-1]
-        reason = str(error.__cause__ or error).partition("\n")[0]
+        reason = str(error.__cause__ or error).partition("\n")[0] or "another machine has stopped"
         raise RuntimeError(f"--rdzv-endpoint {endpoint}: the machines are not together: {reason}") from error
 
 
@@ -114,10 +115,11 @@ def meet(nnodes: int, node_rank: int, endpoint: str) -> Machines:
         address = host  # as the others know it
     settings = {"is_host": node_rank == 0, "read_timeout": MEET_SECONDS}
     parameters = RendezvousParameters("c10d", endpoint, "multiproc", nnodes, nnodes, address, **settings)
-    backend, store = create_backend(parameters)
-    if node_rank == 0:
-        store.set("run", f"{time.time_ns():x}")
-    run_id = store.get("run").decode()  # one for each launch, the same on every machine
+    with interruptible():
+        backend, store = create_backend(parameters)
+        if node_rank == 0:
+            store.set("run", f"{time.time_ns():x}")
+        run_id = store.get("run").decode()  # one for each launch, the same on every machine
     machines = Machines.from_backend(run_id, store, backend, nnodes, nnodes, address)
     machines.node_rank, machines.address = node_rank, address
     return machines
@@ -181,11 +183,14 @@ def replace_close(grace: float) -> list[int]:
     def close(ranks: SubprocessContext, death_sig: signal.Signals | None = None, timeout: int = 0) -> None:
         signalled, again = isinstance(sys.exc_info()[1], SignalException), ranks in stopping
         stopping.add(ranks)
-        running = [local for local, started in ranks.subprocess_handlers.items() if started.proc.returncode is None]
-        PContext.close(ranks, signal.SIGKILL if again else death_sig, grace if signalled else STOP_SECONDS)
+        statuses = {local: started.proc.returncode for local, started in ranks.subprocess_handlers.items()}
+        running = [local for local, status in statuses.items() if status is None]
+        # Those that a death leaves behind wait for the dead one, and have nothing to finish.
+        died = any(status not in (None, 0, *INTERRUPTED) for status in statuses.values())
+        PContext.close(ranks, signal.SIGKILL if again or died else death_sig, grace if signalled else STOP_SECONDS)
         for local, started in ranks.subprocess_handlers.items():
             status, rank = started.proc.returncode, ranks.envs[local]["RANK"]
-            if signalled and local in running and status == -signal.SIGKILL:
+            if signalled and not again and local in running and status == -signal.SIGKILL:
                 print(f"rank {rank} did not stop within {grace} s and was killed", file=sys.stderr)
             if status and local not in running and not again:
                 deaths.append(status)

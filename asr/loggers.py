@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from asr.event_file import EventFile
 from asr.metrics import Journal, as_line, lines_until, set_aside, told_by
-from asr.visdom_curves import VisdomCurves
+from asr.visdom_curves import VisdomCurves, server_address
 from data.command_line import UsageError
 from data.files import whole_file
 
@@ -146,6 +146,7 @@ def check_flags(args: argparse.Namespace) -> str:
         require("--tensorboard", "tensorboardX", "matplotlib")
     if args.visdom:
         require("--visdom", "visdom", "matplotlib")
+        server_address(args.visdom_server)
     return run_name(args.id)
 
 

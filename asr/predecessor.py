@@ -9,6 +9,7 @@ nothing; torch refuses every other name, and nothing that a file names is ever i
 import pickletools
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -64,20 +65,24 @@ def _globals_in(path: str | Path) -> list[str]:
     if zipfile.is_zipfile(path):
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     with open(path, "rb") as file:  # torch before 1.6: magic number, protocol, machine, content
-        pickles = [list(pickletools.genops(file)) for _ in range(4)]
-    return [argument.replace(" ", ".") for operations in pickles for op, argument, _ in operations if op.name == "GLOBAL"]
+        pickles = (pickletools.genops(file) for _ in range(4))
+        return [name.replace(" ", ".") for operations in pickles for op, name, _ in operations if op.name == "GLOBAL"]
 
 
 def _stand_in(name: str) -> type:
     return type(name, (DictStandIn if name in ("defaultdict", "AttributeDict") else StandIn,), {})
 
 
+def stood_for(stand_in: StandIn) -> object:
+    """What a configuration contains, and the value of a node or of an enumeration's member; else the name of the class."""
+    held = stand_in.state if isinstance(stand_in.state, dict) else {}
+    return held.get("_content", held.get("_val", stand_in.args[0] if stand_in.args else type(stand_in).__name__))
+
+
 def plain(value: object) -> object:
-    """A value free of stand-ins: a configuration as a dict or list, a node or enumeration's member as its value, a class as
-    its name."""
+    """A value free of stand-ins, and a class as its name."""
     if isinstance(value, StandIn):
-        held = value.state if isinstance(value.state, dict) else {}
-        return plain(held.get("_content", held.get("_val", value.args[0] if value.args else type(value).__name__)))
+        return plain(stood_for(value))
     if isinstance(value, type):
         return value.__name__
     if isinstance(value, dict):
@@ -123,7 +128,7 @@ def as_ours(content: dict) -> dict:
         "epoch": epoch,
         "within_epoch": within_epoch,
         "history": _history(content, epoch),
-        "optimizer": None if model.release1 else _optimizer_by_order(content.get("optim_dict"), weights),
+        "optimizer": None if model.release1 else _optimizer_by_order(content.get("optim_dict")),
         "loss_scale": _loss_scale(content.get("amp")),
     }
 
@@ -131,7 +136,7 @@ def as_ours(content: dict) -> dict:
 def _release(content: dict) -> str:
     if "hyper_parameters" in content:
         return "3.x"
-    if "conv.0.weight" in (name.removeprefix("module.") for name in content["state_dict"]):
+    if any(re.match(r"(module\.)?conv\.\d", name) for name in content["state_dict"]):
         return "1.x"
     if "version" not in content:
         return "2.1"
@@ -168,12 +173,50 @@ RENAMED = (
 )
 
 
+UNRENAMED = (
+    (r"conv\.conv1\.", "conv.seq_module.0."),
+    (r"conv\.norm1\.", "conv.seq_module.1."),
+    (r"conv\.conv2\.", "conv.seq_module.3."),
+    (r"conv\.norm2\.", "conv.seq_module.4."),
+    (r"rnns\.(\d+)\.norm\.", r"rnns.\1.batch_norm.module."),
+    (r"rnns\.(\d+)\.forward_rnn\.", r"rnns.\1.rnn."),
+    (r"lookahead\.conv\.", "lookahead.0.conv."),
+    (r"head_norm\.", "fc.0.module.0."),
+    (r"head\.", "fc.0.module.1."),
+)
+
+
 def renamed(name: str) -> str:
     for old, new in RENAMED:
         name, hits = re.subn("^" + old, new, name)
         if hits:
             break
     return name
+
+
+def own_names(content: dict) -> Callable[[str], str]:
+    """How to speak of a weight to whoever has the file: by the file's own name for it, ours behind it."""
+    theirs = {renamed(name.removeprefix("module.")): name for name in content["state_dict"]}
+    prefix = "module." if any(name.startswith("module.") for name in content["state_dict"]) else ""
+    release1 = _release(content) == "1.x"
+
+    def spoken(name: str) -> str:
+        own = theirs.get(name)
+        if own is None:  # missing: what its release would have called it
+            own = prefix + _unrenamed(name, release1)
+        return name if own == name else f"{own} (here {name})"
+
+    return spoken
+
+
+def _unrenamed(name: str, release1: bool) -> str:
+    """The inverse of `renamed`."""
+    name = re.sub(r"\.backward_rnn\.(.*)$", r".forward_rnn.\1_reverse", name)
+    for ours, theirs in UNRENAMED:
+        name, hits = re.subn("^" + ours, theirs, name)
+        if hits:
+            break
+    return re.sub(r"seq_module\.|(?<=^lookahead\.0\.)conv\.", "", name) if release1 else name
 
 
 def _renamed_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -195,26 +238,25 @@ def _history(content: dict, epochs: int) -> list[dict[str, float]]:
     return [{key: float(values[i]) for key, values in results.items()} for i in range(known)]
 
 
-def _optimizer_by_order(optimizer: dict | None, weights: dict[str, Tensor]) -> dict | None:
+def _optimizer_by_order(optimizer: dict | None) -> dict | None:
     """An optimizer's state with its parameters numbered in their order, which is also that of our network.
 
-    Very old files name parameters by their addresses in memory. A state that does not fit the weights is left out.
+    Very old files name parameters by their addresses in memory. A state of parameters that it does not list is left out.
     """
     if not optimizer:
         return None
-    shapes = [weight.shape for name, weight in weights.items() if not BUFFER.search(name)]
     keys = [key for group in optimizer["param_groups"] for key in group["params"]]
     number = {key: i for i, key in enumerate(keys)}
-    if len(keys) != len(shapes) or not optimizer["state"].keys() <= number.keys():
+    if not optimizer["state"].keys() <= number.keys():
         return None
     state = {number[key]: entries for key, entries in optimizer["state"].items()}
-    for i, entries in state.items():
-        if any(isinstance(entry, Tensor) and entry.shape not in ((), shapes[i]) for entry in entries.values()):
-            return None
     groups = [plain(group) | {"params": [number[key] for key in group["params"]]} for group in optimizer["param_groups"]]
     return {"state": state, "param_groups": groups}
 
 
 def _loss_scale(amp: dict | None) -> dict | None:
+    """Of a dynamic loss scale; 1 is what apex left where there was none."""
     scaler = (amp or {}).get("loss_scaler0")
-    return scaler and {"scale": float(scaler["loss_scale"]), "good_steps": int(scaler["unskipped"])}
+    if not scaler or scaler["loss_scale"] == 1:
+        return None
+    return {"scale": float(scaler["loss_scale"]), "good_steps": int(scaler["unskipped"])}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from asr.checkpoint import Checkpoint, fit_weights
+from asr.checkpoint import Checkpoint
 from asr.checkpoint_folder import CheckpointFolder
 from asr.continuation import (
     NEVER,
@@ -25,6 +25,7 @@ from asr.loggers import RunLog
 from asr.options import config_from
 from asr.runtime import Runtime, set_seed
 from asr.training import Learner, LossScale, ctc_backend, learning_rate
+from asr.transfer import fit_weights
 from config import AugmentConfig, DecoderConfig, OptimizerConfig
 from data.checks import read_manifests
 from data.command_line import UsageError, tell
@@ -77,6 +78,17 @@ def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
     config, audio, labels = network_of(args, source)
     manifests = (args.train_manifest, args.val_manifest)
     train_set, val_set = read_manifests(manifests, audio, labels, output_frames, args.on_bad_data)
+    settings, data, val_data = settings_of(args, runtime, config), digest(train_set), digest(val_set)
+    check_agreement(
+        runtime,
+        {
+            "--train-manifest": f"{len(train_set)} utterances ({data})",
+            "--val-manifest": f"{len(val_set)} utterances ({val_data})",
+            "--labels-path": "".join(labels.symbols),
+            **{name: value for name, value in settings.items() if name != "threads"},
+            **{name: getattr(args, name) for name in ("checkpoint_per_batch", "early_stopping")},
+        },
+    )
     if runtime.main:
         check_writable(args.model_path)
         check_writable(folder.epoch_path(1))
@@ -96,8 +108,8 @@ def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
         **loaders(args, runtime, train_data, SpectrogramDataset(val_set, audio)),
         decoder=build_decoder(DecoderConfig(), labels.symbols),
         folder=folder,
-        checkpoint=Checkpoint(config, audio, labels, weights={}, settings=settings_of(args, runtime, config)),
-        progress=Progress(run_id=launch_id(), data=digest(train_set), val_data=digest(val_set)),
+        checkpoint=Checkpoint(config, audio, labels, weights={}, settings=settings),
+        progress=Progress(run_id=launch_id(), data=data, val_data=val_data),
     )
     parameters = sum(p.numel() for p in model.parameters())
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
@@ -108,6 +120,18 @@ def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
     if source is not None and not args.finetune:
         take_up(run, source)
     return run
+
+
+def check_agreement(runtime: Runtime, settings: dict[str, object]) -> None:
+    """Find out before it trains whether every process, perhaps on another machine, would train the same.
+
+    Raises: ValueError in all of them, naming a rank and what it has otherwise.
+    """
+    everyones = runtime.gather(settings)
+    for rank, theirs in enumerate(everyones):
+        for name, value in everyones[0].items():
+            if theirs[name] != value:
+                raise ValueError(f"{name}: rank {rank} has {theirs[name]}, rank 0 has {value}; all processes need the same")
 
 
 def loaders(

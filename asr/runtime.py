@@ -7,7 +7,9 @@ import argparse
 import contextlib
 import importlib
 import os
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -125,11 +127,11 @@ class Runtime:
         parameters = list(parameters)
         for dtype in {p.dtype: None for p in parameters}:  # a dict keeps the order, which has to be everyone's
             alike = [p for p in parameters if p.dtype == dtype]
-            # A process without an utterance in this batch has no gradients, and adds nothing.
+            # A process without an utterance in this batch may have no gradients, and adds nothing.
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in alike])
             dist.all_reduce(flat)
             for p, total in zip(alike, flat.split([p.numel() for p in alike]), strict=True):
-                p.grad = total.view_as(p).to(memory_format=torch.preserve_format)
+                p.grad = torch.empty_like(p).copy_(total.view_as(p))  # in the parameter's own layout of memory
 
     def gather(self, value: T) -> list[T]:
         """The plain value of every process, in the order of the ranks."""
@@ -149,7 +151,7 @@ class Runtime:
     def barrier(self) -> None:
         """Wait until every process has come here."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def take_from_main(self, model: nn.Module) -> None:
         """Give every process the main one's weights and running statistics."""
@@ -185,40 +187,74 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def joined(args: argparse.Namespace, precision: Precision):
+def joined(args: argparse.Namespace, precision: Precision) -> Iterator[Runtime]:
     """The runtime of this process of a run: one of several if a launcher's environment or the flags say so.
 
     `python -m multiproc` and `torchrun` tell a process its place by RANK, WORLD_SIZE and LOCAL_RANK; one started by hand is
     told by --dist-url, --world-size, --rank and --gpu-rank.
+
+    Raises: UsageError, ValueError; RuntimeError when another process is gone.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    world_size = int(os.environ["WORLD_SIZE"]) if launched else args.world_size
-    rank = int(os.environ["RANK"]) if launched else args.rank
+    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")) if launched else (args.rank, args.world_size)
     if not rank < world_size:
         raise UsageError(f"--rank {rank}: expected less than the {world_size} of --world-size")
-    gpu = int(os.environ["LOCAL_RANK"]) if launched else args.gpu_rank
-    alone = Runtime.choose(args.cuda, precision, gpu)
+    alone = Runtime.choose(args.cuda, precision, _gpu_of(rank, args) if args.cuda else None)
     if world_size == 1:
         yield alone
         return
     backend = args.dist_backend or ("nccl" if args.cuda else "gloo")
     if backend == "nccl" and not args.cuda:
         raise UsageError("--dist-backend nccl: it connects CUDA devices; add --cuda, or use gloo")
-    if args.cuda:
-        torch.cuda.set_device(alone.device)
+    _meet(backend, "env://" if launched else args.dist_url, rank, world_size, alone.device)
+    try:
+        yield Runtime(alone.device, precision, rank, world_size)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise RuntimeError(f"rank {rank}: another process of the run has ended; its own words or log say why") from error
+        raise
+    dist.destroy_process_group()  # not after an error: the others may be gone, and would be waited for
+
+
+def _gpu_of(rank: int, args: argparse.Namespace) -> int:
+    """The CUDA device of a rank: its place on the machine as a launcher tells it, or the flag's, or as its rank has it."""
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    return args.gpu_rank if args.gpu_rank is not None else rank % max(torch.cuda.device_count(), 1)
+
+
+def _meet(backend: str, address: str, rank: int, world_size: int, device: torch.device) -> None:
+    """Bring the processes together. Raises: ValueError if they do not come."""
     # Its functions have the group of the moment as a default argument. Imported later, as by an optimizer, they would keep
     # gloo's threads alive beyond destroy_process_group, and now and then one aborts a process whose Python is gone.
     importlib.import_module("torch.distributed.nn.functional")
-    address = "env://" if launched else args.dist_url
+    on_cuda = {"device_id": device} if device.type == "cuda" else {}
+    if on_cuda:
+        torch.cuda.set_device(device)
     try:
-        store, rank, world_size = next(dist.rendezvous(address, rank, world_size))
-        # A restarted group shares its launcher's store with the dead, whose addresses are still in it.
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        with interruptible():
+            store, rank, world_size = next(dist.rendezvous(address, rank, world_size))
+            # A restarted group shares its launcher's store with the dead, whose addresses are still in it.
+            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, **on_cuda)
     except (RuntimeError, ValueError) as error:  # among them an address nobody listens at
-        raise ValueError(f"--dist-url {address}: no group of {world_size} processes came together: {error}") from None
-    yield Runtime(alone.device, precision, rank, world_size)
-    dist.destroy_process_group()  # not after an error: the others may be gone, and would be waited for
+        where = "the launcher's address" if address == "env://" else f"--dist-url {address}"
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{where}: no group of {world_size} processes came together: {reason}") from None
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the process at once where it waits in code that Python's handlers do not reach."""
+    handler = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if main and handler is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
 
 
 def set_seed(seed: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from asr.benchmarking import OPTIMIZER, Setting, Step, Tell
+from asr.benchmarking import GIB, OPTIMIZER, Setting, Step, Tell
 from asr.options import config_from
 from asr.runtime import Precision, Runtime, joined, set_seed
 from asr.training import Learner, LossScale, StepResult, train_step
@@ -97,7 +97,7 @@ class StepTimes:
 def synthetic_batch(args: argparse.Namespace, audio: AudioConfig, labels: int, rank: int) -> Batch:
     """--batch-size utterances of --seconds: noise, and random labels that CTC can align to it; each rank has its own."""
     generator = torch.Generator().manual_seed(SEED + rank)
-    size, frames = args.batch_size, frame_count(max(1, int(args.seconds * audio.sample_rate)), audio)
+    size, frames = args.batch_size, frame_count(int(args.seconds * audio.sample_rate), audio)
     # At the worst all labels are alike, and want a blank between every two.
     labels_each = max(1, min(int(args.seconds * CHARACTERS_PER_SECOND), (output_frames(frames) + 1) // 2))
     return Batch(
@@ -161,10 +161,10 @@ def device_memory(runtime: Runtime, limit: float | None) -> int | None:
     if runtime.device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(runtime.device)
-    if limit is None or limit * 2**30 >= free:
+    if limit is None or limit * GIB >= free:
         return free
-    torch.cuda.set_per_process_memory_fraction(limit * 2**30 / total, runtime.device)
-    return int(limit * 2**30)
+    torch.cuda.set_per_process_memory_fraction(limit * GIB / total, runtime.device)
+    return int(limit * GIB)
 
 
 def device_name(runtime: Runtime) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from asr.checkpoint import save_checkpoint
-from asr.continuation import NEVER, continuing_command
+from asr.continuation import NEVER, continuing_command, launch_id
 from asr.evaluation import Errors, acoustic_output, count_errors, evaluate
 from asr.interruption import Interrupted, Interruption
 from asr.loggers import METRICS, Example, RunLog, check_flags
@@ -77,15 +77,18 @@ def leave(run: Run) -> str:
     path = folder.epoch_path(progress.epoch - 1) if at_an_epochs_end else folder.batch_path(progress.epoch, progress.batches)
     save(run, path)
     run.runtime.barrier()  # the others stay until it is written: whoever started them may kill all when one has ended
-    return f"wrote {path}; to continue:\n{continuing_command(run.args, path)}"
+    if progress.epoch > run.args.epochs:
+        return f"wrote {path}; all {run.args.epochs} epochs are done"
+    others = "\nand the like on every other rank" if run.runtime.world_size > 1 and not launch_id() else ""
+    return f"wrote {path}; to continue:\n{continuing_command(run.args, path)}{others}"
 
 
-def stop_if_asked(run: Run, problem: BadData | None = None) -> None:
+def stop_if_asked(run: Run, problem: str = "") -> None:
     """End all processes if any was asked to end, or met data that cannot be read. Raises: Interrupted, BadData."""
     runtime, signal = run.runtime, run.interruption.signal
-    asked, broken = runtime.sum(bool(signal), problem is not None)
+    asked, broken = runtime.sum(bool(signal), bool(problem))
     if broken:
-        raise BadData(next(text for text in runtime.gather(str(problem or "")) if text))
+        raise BadData(next(text for text in runtime.gather(problem) if text))
     if asked:
         raise Interrupted(max(runtime.gather(signal)))
 
@@ -94,11 +97,11 @@ def until_asked_to_end(run: Run, items: Iterable[T]) -> Iterator[T]:
     """The items of a pass over data, as many in every process, each after a look whether it is time to end."""
     remaining, nothing = iter(items), object()
     while True:
-        item, problem = nothing, None
+        item, problem = nothing, ""
         try:
             item = next(remaining, nothing)
         except BadData as error:
-            problem = error
+            problem = str(error)
         stop_if_asked(run, problem)
         if item is nothing:
             return

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import sys
 import threading
 import time
@@ -106,6 +107,19 @@ class VisdomCurves(threading.Thread):
             self._shown["images"] = images
 
 
+def server_address(server: str) -> tuple[str, int, str]:
+    """What --visdom-server means: host with its scheme, port, path. Raises: UsageError if it is no address."""
+    try:
+        address = urlsplit(server if "//" in server else f"http://{server}")
+        port = DEFAULT_PORT if address.port is None else address.port
+        if address.scheme not in ("http", "https") or not address.hostname or not port or re.search(r"\s", server):
+            raise ValueError("no address of a server")
+    except ValueError as error:
+        raise UsageError(f"--visdom-server {server!r}: {error}; expected an address such as http://localhost:8097") from None
+    host = re.sub(r":\d*$", "", address.netloc)
+    return f"{address.scheme}://{host}", port, address.path.rstrip("/") or "/"
+
+
 def connect(server: str, name: str) -> Any:
     """A client that says nothing itself, waits no longer than it must, and raises ConnectionError for whatever goes wrong.
 
@@ -113,6 +127,8 @@ def connect(server: str, name: str) -> Any:
     """
     import requests
     import visdom
+
+    host, port, path = server_address(server)
 
     class Client(visdom.Visdom):
         """The original's requests have no time limit, and an answer that reports a failure counts as a success."""
@@ -122,13 +138,7 @@ def connect(server: str, name: str) -> Any:
             answer.raise_for_status()
             return answer.text
 
-    try:
-        address = urlsplit(server if "//" in server else f"http://{server}")
-        port = address.port or DEFAULT_PORT
-    except ValueError as error:
-        raise UsageError(f"--visdom-server {server}: {error}; expected an address such as http://localhost:8097") from None
-    host = f"{address.scheme}://{address.netloc.removesuffix(f':{port}')}"
     quiet = {"raise_exceptions": True, "use_incoming_socket": False, "send": False}
-    client = Client(host, port=port, base_url=address.path.rstrip("/") or "/", env=name, **quiet)
+    client = Client(host, port=port, base_url=path, env=name, **quiet)
     client.send = True  # only now: the original greets the server, and complains about the missing socket, as it is made
     return client

@@ -11,10 +11,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from config import RATES
 from data.containers import CONVERT, READABLE, Memory, checked
 
 BLOCK_FRAMES = 2**24  # read at most this many at once (17 min at 16 kHz), so that no header can make us allocate memory
-RATES = range(1000, 768001)  # Hz; resampling from what only a damaged header says could fill the memory
 LOUDEST = 100.0  # full scale is 1; a float file may pass it, but not by 40 dB
 ROUNDING = 0.05  # seconds; manifests round times, so that a segment's end may lie beyond the last sample
 

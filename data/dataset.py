@@ -22,6 +22,7 @@ from data.augment import augment
 from data.features import frame_count, spectrogram
 from data.labels import Labels, frames_needed
 from data.manifest import Utterance
+from data.processes import die_with_parent, leave_group
 from data.samplers import LengthBatchSampler, SampleKey
 from data.spec_augment import spec_augment
 
@@ -139,6 +140,7 @@ class BatchLoader:
                 collate_fn=collate,
                 num_workers=num_workers,
                 persistent_workers=num_workers > 0,
+                worker_init_fn=_settle,
                 generator=torch.Generator(),  # else each pass would draw from the one that dropout draws from
             )
 
@@ -156,13 +158,19 @@ class BatchLoader:
             yield batch
 
 
+def _settle(_: int) -> None:
+    """The first thing that a worker does."""
+    leave_group()
+    die_with_parent()
+
+
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Keep Ctrl-C waiting while processes are started, which half-started could not be ended in order.
 
-    They inherit it blocked, for good, with all that ends a run: it is for the parent to stop them, which may have a step to
-    finish first. Blocking alone holds nothing in the parent, where another thread may take the signal, so that its handler
-    waits as well.
+    They inherit it blocked, with all that ends a run, until they have left the parent's process group: it is for the parent to
+    stop them, which may have a step to finish first. Blocking alone holds nothing in the parent, where another thread may take
+    the signal, so that its handler waits as well.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -26,6 +26,10 @@ def whole_file(path: str | os.PathLike[str], durable: bool = False) -> Iterator[
         os.replace(temporary, path)
         if durable:
             _flush(path.parent)  # the new name is the folder's to keep
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # as of a full disk
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -36,7 +36,7 @@ class Labels:
     """
 
     def __init__(self, symbols: Sequence[str]) -> None:
-        self.symbols = tuple(unicodedata.normalize("NFC", _single_string(symbol)) for symbol in symbols)
+        self.symbols = tuple(unicodedata.normalize("NFC", _single_string(symbol, i)) for i, symbol in enumerate(symbols))
         if len(self.symbols) < 2:
             raise ValueError(f"{len(self.symbols)} labels: expected the blank {BLANK!r} and at least one character")
         if self.symbols[BLANK_INDEX] != BLANK:
@@ -100,9 +100,9 @@ class Labels:
 EXAMPLE = '["_", "A", "B", " "]'
 
 
-def _single_string(symbol: object) -> str:
+def _single_string(symbol: object, index: int) -> str:
     if not isinstance(symbol, str):
-        raise ValueError(f"label {symbol!r} is a {type(symbol).__name__}: expected a string of one character")
+        raise ValueError(f"label {index} is a {type(symbol).__name__}: expected a string of one character")
     return symbol
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from watched_work import tells_and_fails
 
 import benchmark
 from asr import step_times
@@ -135,8 +136,13 @@ def test_updates_that_overflow_for_ever_are_an_error():
         told_by_measure("--static-loss-scale", "1e39")
 
 
+def test_mixed_precision_on_a_cpu_is_told_the_way():
+    with pytest.raises(UsageError, match="--precision bf16"):
+        told_by_measure("--mixed-precision")
+
+
 def test_synthetic_utterances_can_be_aligned():
-    for seconds in ("0.001", "0.02", "0.5", "15"):
+    for seconds in ("0.02", "0.5", "15"):
         args = benchmark.parse_arguments([*TINY, "--seconds", seconds])
         batch = step_times.synthetic_batch(args, AudioConfig(), labels=2, rank=0)  # one label, always repeated
         assert batch.spects.shape == (2, 1, 161, batch.spect_lens[0])
@@ -156,6 +162,7 @@ def test_the_contract_defaults():
     [
         (["--mixed-precision"], ("O1", "1")),
         (["--static-loss-scale", "128"], (None, "128")),
+        (["--mixed-precision", "--precision", "bf16", "--opt-level", "O1"], ("O1", "1")),
         (["--opt-level", "O2", "--dynamic-loss-scale"], ("O2", "dynamic")),
     ],
 )
@@ -184,27 +191,8 @@ def test_the_search_finds_the_largest_that_fits_with_few_trials(start):
 # The watch
 
 
-def _tells_and_fails(tell, argument):
-    tell(argument)
-    if argument == "usage":
-        raise UsageError("--flag: wrong")
-    if argument == "out of memory":
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    if argument == "dies":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if argument == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if argument == "grows":
-        hoard = []
-        while True:
-            hoard.append(bytearray(os.urandom(2**22)))
-    if argument == "stays":
-        tell(os.getpid())
-        time.sleep(600)
-
-
 def test_a_watched_process_tells_and_ends():
-    assert list(watched(_tells_and_fails, "nothing else")) == ["nothing else"]
+    assert list(watched(tells_and_fails, "nothing else")) == ["nothing else"]
 
 
 @pytest.mark.parametrize(
@@ -218,18 +206,18 @@ def test_a_watched_process_tells_and_ends():
 )
 def test_what_goes_wrong_in_a_watched_process_is_raised_here(what, error, message):
     with pytest.raises(error, match=message):
-        list(watched(_tells_and_fails, what))
+        list(watched(tells_and_fails, what))
 
 
 @needs_linux
 def test_a_watched_process_that_grows_is_ended():
     with pytest.raises(TooLarge) as refusal:
-        list(watched(_tells_and_fails, "grows", limit=2**27))
+        list(watched(tells_and_fails, "grows", limit=2**27))
     assert refusal.value.held == 2**27
 
 
 def test_a_watched_process_ends_with_whoever_watches():
-    told = watched(_tells_and_fails, "stays")
+    told = watched(tells_and_fails, "stays")
     assert next(told) == "stays"
     pid = next(told)
     told.close()
@@ -284,27 +272,36 @@ def test_available_memory_is_unknown_without_proc(tmp_path):
 # The command
 
 
-def test_the_command_answers_and_shows_a_table():
-    status, stdout, stderr = run()
+@pytest.fixture(scope="module")
+def told_in_json() -> dict:
+    """What the command says of steps with one utterance of 10 seconds."""
+    status, stdout, stderr = run("--json", *ONE_UTTERANCE)
     assert (status, stderr) == (0, "")
-    first, *lines = stdout.splitlines()
-    assert first.startswith("Training fits: yes, peak memory ")
+    return json.loads(stdout)
+
+
+ONE_UTTERANCE = "--batch-size 1 --seconds 10 --dry-runs 0 --runs 2 --steps 1".split()
+
+
+def test_the_report_of_a_trial_shows_a_table():
+    setting, *steps = told_by_measure()
+    report = Report(benchmark.parse_arguments(TINY), GIB, setting, steps)
+    assert verdict(report).startswith("Training fits: yes, peak memory ")
+    lines = describe(report).splitlines()
     for part in ("convolution", "recurrent", "CTC", "head and other", "optimizer", "step"):
         assert any(line.startswith(part) for line in lines)
-    assert "utterances/s" in stdout and "seconds of audio/s" in stdout
+    assert "utterances/s" in describe(report) and "seconds of audio/s" in describe(report)
 
 
-def test_json_is_one_object_whose_split_adds_up():
-    status, stdout, stderr = run("--json", "--mixed-precision", "--precision", "bf16")
-    assert (status, stderr) == (0, "")
-    told = json.loads(stdout)
+def test_json_is_one_object_whose_split_adds_up(told_in_json):
+    told = told_in_json
     assert told["fits"] is True and told["interrupted"] is False
-    assert told["configuration"]["batch_size"] == 2 and told["configuration"]["numbers"] == "bf16"
+    assert told["configuration"]["batch_size"] == 1 and told["configuration"]["numbers"] == "fp32"
     assert told["memory"]["peak_bytes"] > 0
     speed, split = told["throughput"], told["split_seconds"]
-    assert speed["steps"] == 4 and len(speed["runs_utterances_per_second"]) == 2
-    assert speed["audio_seconds_per_second"] == pytest.approx(0.5 * speed["utterances_per_second"])
-    assert speed["utterances_per_second"] == pytest.approx(2 / speed["step_seconds"])
+    assert speed["steps"] == 2 and len(speed["runs_utterances_per_second"]) == 2
+    assert speed["audio_seconds_per_second"] == pytest.approx(10 * speed["utterances_per_second"])
+    assert speed["utterances_per_second"] == pytest.approx(1 / speed["step_seconds"])
     assert sum(sum(part.values()) for part in split.values()) == pytest.approx(speed["step_seconds"])
     assert set(split) == {"convolution", "recurrent", "CTC", "head and other", "optimizer"}
 
@@ -319,30 +316,25 @@ def test_what_does_not_fit_is_an_answer():
 
 
 @needs_linux
-def test_the_search_of_the_command():
-    search = ["--find-batch-size", "--seconds", 3]
-    status, stdout, stderr = run("--json", *search, "--batch-size", 1, "--max-batch-size", 1)
-    assert (status, stderr) == (0, "")
-    told = json.loads(stdout)
-    assert told["largest_batch_size"] == 1 and told["smallest_too_large"] is None
-    assert [(trial["batch_size"], trial["fits"]) for trial in told["trials"]] == [(1, True)]
-    # A limit between what one utterance needs and what four do.
-    limit = (told["trials"][0]["peak_bytes"] + 3 * 2**23) / GIB
-    status, stdout, stderr = run(*search, "--memory-limit", limit, "--batch-size", 4)
+def test_the_search_of_the_command(told_in_json):
+    # A limit between what one utterance needs and what two do.
+    limit = (told_in_json["memory"]["peak_bytes"] + 3 * 2**23) / GIB
+    search = [*ONE_UTTERANCE, "--find-batch-size", "--memory-limit", limit, "--max-batch-size", 2]
+    status, stdout, stderr = run(*search, "--batch-size", 2)
     assert (status, stderr) == (0, "")
     *trials, answer = stdout.splitlines()
-    assert trials[0].startswith("batch size 4: too large, needs more than")
-    assert trials[1].startswith("batch size 2: ")
-    assert answer.startswith("Largest batch that fits: ") and "of 3 s, gru 16 x 2, peak memory" in answer
+    assert trials[0].startswith("batch size 2: too large, needs more than")
+    assert trials[1].startswith("batch size 1: fits")
+    assert answer.startswith("Largest batch that fits: 1 ") and "of 10 s, gru 16 x 2, peak memory" in answer
 
 
 @needs_linux
 def test_a_search_that_finds_nothing_is_an_answer_too():
-    status, stdout, _ = run("--find-batch-size", "--memory-limit", 0.1)
-    assert status == 1
-    assert stdout.splitlines()[-1].startswith(
-        "Largest batch that fits: none of 0.5 s, gru 16 x 2: even one utterance needs more"
-    )
+    status, stdout, _ = run("--find-batch-size", "--memory-limit", 0.1, "--batch-size", 1, "--json")
+    told = json.loads(stdout)
+    assert status == 1 and told["largest_batch_size"] is None and told["smallest_too_large"] == 1
+    assert [(trial["batch_size"], trial["fits"]) for trial in told["trials"]] == [(1, False)]
+    assert told["verdict"].startswith("Largest batch that fits: none of 0.5 s, gru 16 x 2: even one utterance needs more")
 
 
 def test_ctrl_c_ends_in_order():
@@ -393,7 +385,10 @@ def test_processes_add_up_and_the_main_one_tells():
     [
         (["--batch-size", "0"], 2, "--batch-size: 0: expected at least 1"),
         (["--find-batch-size", "--world-size", "2"], 2, "--find-batch-size: "),
-        (["--mixed-precision"], 1, "--precision bf16"),
+        (["--mixed-precision", "--precision", "fp32"], 2, "--mixed-precision and --precision fp32 contradict each other"),
+        (["--mixed-precision", "--opt-level", "O2"], 2, "--mixed-precision and --opt-level O2 contradict each other"),
+        (["--seconds", "0.0199"], 2, "--seconds 0.0199: expected at least a window, 0.02 seconds"),
+        (["--sample-rate", "1600000000"], 2, "sample rate 1600000000: expected 1000 to 768000 Hz"),
         (["--labels-path", "nowhere.json"], 1, "nowhere.json"),
     ],
 )

@@ -1,13 +1,15 @@
 """Model files: what is written comes back, half a file never exists, and nothing in a file is executed."""
 
 import pickle
+import zipfile
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from shared_data import GOLDEN, needs_shared
 
-from asr.checkpoint import Checkpoint, average_checkpoints, fit_weights, load_checkpoint, save_checkpoint
+from asr.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from config import AudioConfig, ModelConfig
 from data.files import whole_file
 from data.labels import Labels
@@ -116,6 +118,187 @@ def test_what_is_no_model_file_gets_one_line_that_names_it(tmp_path):
         assert "\n" not in str(error.value), name
 
 
+def loaded_error(path) -> str:
+    """What is said of a file that is refused, without its name."""
+    with pytest.raises(ValueError) as error:
+        load_checkpoint(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ") and text.isprintable() and len(text) < 5000
+    return text.removeprefix(f"{path}: ")
+
+
+def saved_content(path) -> dict:
+    """What is in a file of a training: plain dicts, to spoil."""
+    whole = checkpoint()
+    model = whole.build_model().train()
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    logits, _ = model(torch.randn(1, 1, 81, 20), torch.tensor([20]))
+    logits.sum().backward()
+    optimizer.step()
+    whole.optimizer, whole.progress, whole.settings = optimizer.state_dict(), {"batch": 3}, {"lr": 3e-4, "device_ids": [0]}
+    whole.loss_scale = {"scale": 2.0, "good_steps": 0}
+    save_checkpoint(whole, path)
+    return torch.load(path, weights_only=True)
+
+
+SPOILT = [  # where, by what, and what is said of it
+    (("release",), 5, "release is a int, expected str"),
+    (("model",), None, "model is a NoneType"),
+    (("model", "hidden_size"), "8", "hidden size is a str: expected int"),
+    (("model", "hidden_size"), True, "hidden size is a bool: expected int"),
+    (("model", "hidden_size"), 10**19, ""),
+    (("model", "hidden_layers"), 10**6, "hidden layers 1000000: expected at most 100"),
+    (("model", "rnn_type"), ["gru"], "rnn type is a list: expected str"),
+    (("model", "dropout"), float("nan"), "dropout nan"),
+    (("model", "bidirectional"), "no", "bidirectional is a str: expected bool"),
+    (("model", "num_labels"), 29, "it has 4 labels, and a network for 29"),
+    (("audio", "sample_rate"), 16000, "it has 161 frequency bins, and a network for 81"),
+    (("audio", "sample_rate"), 1_600_000_000, "sample rate 1600000000: expected 1000 to 768000 Hz"),
+    (("audio", "window_size"), float("inf"), "infinity"),
+    (("audio", "window"), 5, "window is a int"),
+    (("labels",), "_AB ", "labels is a str, expected list"),
+    (("labels",), ["_", "A"], "it has 2 labels, and a network for 4"),
+    (("labels",), ["_", *map(chr, range(200, 300))], "it has 101 labels, and a network for 4"),
+    (("labels",), ["_", "A", "B", 5], "label 3 is a int"),
+    (("labels",), ["_", "A", "B", "x" * 10**5], "label 'xxx"),
+    (("weights",), [], "weights is a list"),
+    (("weights", "head.weight"), "none", "head.weight is a str, expected a tensor"),
+    (("weights", "head.weight"), torch.zeros(4, 8, device="meta"), "head.weight is a meta tensor"),
+    (("weights", "head.weight"), torch.zeros(4, 8).to_sparse(), "head.weight is a sparse_coo tensor"),
+    (("weights", "head.weight"), torch.zeros(()).expand(4, 8), "head.weight claims 128 bytes, and 4 are stored"),
+    (("weights", "head.weight"), torch.zeros(4, 8, dtype=torch.int64), "head.weight is torch.int64, expected torch.float32"),
+    (("weights", "head.weight"), torch.zeros(4, 8, dtype=torch.complex64), "head.weight is torch.complex64"),
+    (("weights", "head_norm.num_batches_tracked"), torch.tensor(0.5), "num_batches_tracked is torch.float32, expected"),
+    (("weights", "\x1b[31mhead\n"), torch.zeros(1), "\\x1b[31mhead is unknown"),
+    (("epoch",), "2", "epoch is a str, expected int"),
+    (("epoch",), -1, "epoch -1"),
+    (("within_epoch",), 1, "within_epoch is a int, expected bool"),
+    (("history",), 5, "history is a int, expected list"),
+    (("history",), [5], "history: expected numbers"),
+    (("history",), [{"loss": "abc"}], "history: expected numbers"),
+    (("optimizer",), [1], "optimizer is a list, expected dict or None"),
+    (("optimizer", "param_groups"), [], "its optimizer's state does not fit its network: expected it to list 29 parameters"),
+    (("optimizer", "param_groups", 0, "lr"), "fast", "expected a number as its learning rate"),
+    (("optimizer", "param_groups", 0, "betas"), [0.9, 0.999], "parameter 0 is unknown, or lacks a part of its state"),
+    (("optimizer", "state", 3), {"momentum_buffer": torch.zeros(3)}, "momentum_buffer of parameter 3 is (3,)"),
+    (("optimizer", "state", 3), {"momentum_buffer": torch.zeros(())}, "momentum_buffer of parameter 3 is ()"),
+    (("optimizer", "state", 3), {"momentum_buffer": 5}, "momentum_buffer of parameter 3 is a int"),
+    (("optimizer", "state", 99), {}, "parameter 99 is unknown"),
+    (("loss_scale",), {"scale": 0.0, "good_steps": 0}, "loss_scale: expected a positive scale"),
+    (("progress",), [1], "progress is a list, expected dict or None"),
+    (("settings",), [1], "settings is a list, expected dict"),
+    (("settings",), {"lr": torch.zeros(2)}, "settings: expected values of flags"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "words"), SPOILT, ids=lambda part: None if isinstance(part, str) else "")
+def test_a_field_that_is_not_what_it_should_be_is_named(tmp_path, where, value, words):
+    content = inner = saved_content(tmp_path / "model.pth")
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    torch.save(content, tmp_path / "model.pth")
+    assert words in loaded_error(tmp_path / "model.pth")
+
+
+def test_what_continues_a_training_is_read_as_it_was(tmp_path):
+    content = saved_content(tmp_path / "model.pth")
+    found = load_checkpoint(tmp_path / "model.pth")
+    assert torch.equal(found.optimizer["state"][3]["momentum_buffer"], content["optimizer"]["state"][3]["momentum_buffer"])
+    optimizer = torch.optim.AdamW(found.build_model().parameters())
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.save(content | {"optimizer": optimizer.state_dict()}, tmp_path / "adam.pth")
+    assert load_checkpoint(tmp_path / "adam.pth").optimizer["param_groups"][0]["betas"] == (0.9, 0.999)
+
+
+def doubled(times: int) -> list:
+    held = ["x"]
+    for _ in range(times):
+        held = [held, held]
+    return held
+
+
+@pytest.mark.parametrize(("where", "ours"), [("labels", True), ("settings", True), ("labels", False)])
+def test_a_list_that_unfolds_without_end_is_refused_at_once(tmp_path, where, ours):
+    content = saved_content(tmp_path / "model.pth")
+    if not ours:
+        content = content | {"format": "another", "state_dict": content["weights"], "audio_conf": content["audio"]}
+    torch.save(content | {where: doubled(25)}, tmp_path / "model.pth")
+    assert "nested or repeated without end" in loaded_error(tmp_path / "model.pth")
+
+
+def test_a_list_that_holds_itself_is_refused(tmp_path):
+    content = saved_content(tmp_path / "model.pth")
+    circle: list = []
+    circle.append(circle)
+    torch.save(content | {"settings": {"lr": circle}}, tmp_path / "model.pth")
+    assert "nested or repeated without end" in loaded_error(tmp_path / "model.pth")
+    torch.save(content | {"labels": ["x" * 2**20] * 100}, tmp_path / "model.pth")
+    assert "nested or repeated without end" in loaded_error(tmp_path / "model.pth")
+
+
+def test_a_small_file_does_not_become_a_large_network(tmp_path):
+    """20,000 wide, from one stored number: 10 GB, were it copied to float32."""
+    config = ModelConfig(num_labels=4, freq_bins=81, hidden_size=20000, hidden_layers=1)
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in DeepSpeech(config).state_dict().items()}
+    content = saved_content(tmp_path / "model.pth") | {"model": asdict(config), "optimizer": None}
+    for dtype in (torch.float16, torch.float32):
+        weights = {name: torch.zeros((), dtype=dtype).expand(shape) for name, shape in shapes.items()}
+        torch.save(content | {"weights": weights}, tmp_path / "model.pth")
+        assert (tmp_path / "model.pth").stat().st_size < 100_000
+        assert "bytes, and" in loaded_error(tmp_path / "model.pth")
+
+
+def test_weights_that_share_their_numbers_are_refused(tmp_path):
+    content = saved_content(tmp_path / "model.pth")
+    store = torch.zeros(2**18)
+    weights = {
+        name: store[: weight.numel()].view_as(weight) if weight.is_floating_point() else weight
+        for name, weight in content["weights"].items()
+    }
+    torch.save(content | {"weights": weights, "optimizer": None}, tmp_path / "model.pth")
+    assert "its tensors claim" in loaded_error(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_that_lie_in_one_block_are_read(tmp_path, zipped):
+    """As cuDNN arranges those of recurrent layers, with gaps; and in every format that torch had."""
+    content = saved_content(tmp_path / "model.pth")
+    store, start, weights = torch.randn(2**16), 0, dict(content["weights"])
+    for name, weight in weights.items():
+        if "_rnn." in name:
+            weights[name] = store[start : start + weight.numel()].view_as(weight)
+            start += weight.numel() + 5
+    torch.save(content | {"weights": weights}, tmp_path / "model.pth", _use_new_zipfile_serialization=zipped)
+    found = load_checkpoint(tmp_path / "model.pth").weights
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+
+
+def test_a_compressed_file_is_refused_before_it_is_inflated(tmp_path):
+    saved_content(tmp_path / "model.pth")
+    with zipfile.ZipFile(tmp_path / "model.pth") as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    pickled = next(name for name in records if name.endswith("data.pkl"))
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:
+            for name, record in records.items():
+                kind = compression if name == pickled else zipfile.ZIP_STORED
+                archive.writestr(name, record + bytes(10**7) if name == pickled else record, kind)
+        assert "it is compressed, which torch.save never does" in loaded_error(tmp_path / "model.pth")
+
+
+def test_a_description_is_text_whatever_the_file_says(tmp_path):
+    odd = checkpoint()
+    odd.labels, odd.release = Labels(["_", "\x1b", "\u202e", "\u00c4"]), "\x1b]0;title\x07\nModel version: 9"
+    save_checkpoint(odd, tmp_path / "model.pth")
+    text = load_checkpoint(tmp_path / "model.pth").describe()
+    assert all(line.isprintable() for line in text.split("\n")) and len(text.split("\n")) == 17
+    assert "_\\x1b\\u202e\u00c4" in text and "\\x1b]0;title\\x07" in text
+
+
 @needs_shared
 @pytest.mark.parametrize("folder", ["bigru_64x3", "unigru_lookahead20_64x2"])
 def test_the_predecessors_file_describes_itself(folder):
@@ -145,7 +328,7 @@ def test_what_continues_a_training_is_kept_and_was_absent_before(tmp_path):
     assert torch.equal(loaded.progress.pop("random"), saved.progress.pop("random"))
     assert (loaded.progress, loaded.settings) == (saved.progress, saved.settings)
     assert (loaded.loss_scale, loaded.within_epoch) == (saved.loss_scale, True)
-    assert "2, written within the next" in loaded.describe()
+    assert "2, written within epoch 3" in loaded.describe()
 
     content = torch.load(tmp_path / "model.pth", weights_only=True)
     for key in ("progress", "settings", "loss_scale", "within_epoch"):
@@ -171,131 +354,6 @@ def test_a_file_without_an_optimizer_is_not_continued(tmp_path):
         best.check_continuable()
     best.optimizer = torch.optim.SGD(best.build_model().parameters()).state_dict()
     best.check_continuable()
-
-
-def network(labels: str = "_AB ", **kwargs) -> DeepSpeech:
-    torch.manual_seed(7)
-    return DeepSpeech(
-        ModelConfig(**({"num_labels": len(labels), "freq_bins": 81, "hidden_size": 8, "hidden_layers": 2} | kwargs))
-    )
-
-
-def fit(model: DeepSpeech, labels: str = "_AB ", **kwargs) -> tuple[list[str], list[str], set[str]]:
-    """Kept and started, and the names of the weights that really are the file's."""
-    source = checkpoint(**kwargs)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    kept, started = fit_weights(model, source, Labels(labels))
-    same = set()
-    for name, weight in model.state_dict().items():
-        theirs = source.weights.get(name)
-        if theirs is not None and theirs.shape == weight.shape and torch.equal(theirs, weight):
-            same.add(name)
-        elif name != "head.weight":
-            assert torch.equal(weight, before[name]), name
-    return kept, started, same
-
-
-ALL = ["convolution 1", "convolution 2", "recurrent layer 1", "recurrent layer 2", "head norm", "head"]
-
-
-def test_finetuning_the_same_network_keeps_everything():
-    model = network()
-    kept, started, same = fit(model)
-    assert (kept, started) == (ALL, []) and same == model.state_dict().keys()
-
-
-def test_finetuning_onto_other_labels_moves_each_row_with_its_character():
-    labels = "_\u00c4 BC"
-    model, source = network(labels), checkpoint()
-    fresh = model.head.weight.detach().clone()
-    kept, started = fit_weights(model, source, Labels(labels))
-    assert kept == [*ALL[:-1], "head: 3 of 5 labels"] and started == ["head: labels '\u00c4', 'C'"]
-    old, new = source.weights["head.weight"], model.head.weight
-    for row, symbol in enumerate(labels):
-        if symbol in "\u00c4C":
-            assert torch.equal(new[row], fresh[row])
-        else:
-            assert torch.equal(new[row], old["_AB ".index(symbol)])
-
-
-@pytest.mark.parametrize(
-    "kwargs, started",
-    [
-        ({"hidden_layers": 3}, ["recurrent layer 3"]),
-        ({"hidden_layers": 1}, []),
-        ({"hidden_size": 12}, ["recurrent layer 1", "recurrent layer 2", "head norm", "head"]),
-        ({"rnn_type": "lstm"}, ["recurrent layer 1", "recurrent layer 2 (forward_rnn, backward_rnn)"]),
-        (
-            {"freq_bins": 161},
-            ["recurrent layer 1 (forward_rnn.weight_ih_l0, backward_rnn.weight_ih_l0)"],
-        ),
-        ({"bidirectional": False}, ["lookahead"]),
-    ],
-    ids=str,
-)
-def test_finetuning_another_network_keeps_what_fits_and_says_what_does_not(kwargs, started):
-    model = network(**kwargs)
-    kept, found, same = fit(model)
-    assert found == started
-    whole = [layer for layer in (*ALL, "recurrent layer 3", "lookahead") if layer in kept]
-    assert whole[:2] == ALL[:2] and not set(whole) & set(started)
-    # What counts batches is zero in every untrained network, whatever it was copied from.
-    unfit = {name for name in model.state_dict().keys() - same if "num_batches" not in name}
-    assert bool(unfit) == bool(started)
-    partly = [entry for entry in kept if "(" in entry]
-    assert len(partly) == sum("(" in entry for entry in started)
-
-
-def test_finetuning_from_one_direction_to_two_starts_the_other():
-    kept, started, _ = fit(network(), bidirectional=False)
-    assert started == ["recurrent layer 1 (backward_rnn)", "recurrent layer 2 (backward_rnn)"]
-    assert "recurrent layer 1 (forward_rnn)" in kept and "recurrent layer 2 (norm, forward_rnn)" in kept
-
-
-@needs_shared
-def test_finetuning_from_release_1_keeps_what_the_networks_share():
-    old = load_checkpoint(GOLDEN / "v12_bigru_64x2" / "deepspeech_2.pth")
-    model = network("".join(old.labels.symbols), freq_bins=161, hidden_size=64)
-    kept, started = fit_weights(model, old, old.labels)
-    assert "convolution 1" in kept and "head" in kept and "recurrent layer 1 (forward_rnn.weight_hh_l0, " in " ".join(kept)
-    assert all("bias_ih_l0" in entry for entry in started) and len(started) == 2
-
-
-def averaged(tmp_path, *models: Checkpoint) -> Checkpoint:
-    paths = [tmp_path / f"{i}.pth" for i in range(len(models))]
-    for path, model in zip(paths, models, strict=True):
-        save_checkpoint(model, path)
-    return average_checkpoints(paths)
-
-
-def test_the_average_is_the_mean_of_each_weight(tmp_path):
-    models = [checkpoint() for _ in range(3)]
-    for i, model in enumerate(models):
-        model.weights["conv.norm1.num_batches_tracked"] = torch.tensor(10 * (i % 2))
-        model.epoch, model.progress, model.settings = i + 1, {"batch": 1}, {"lr": 1.0}
-        model.optimizer = {"state": {}, "param_groups": []}
-    mean = averaged(tmp_path, *models)
-    for name, weight in mean.weights.items():
-        if weight.is_floating_point():
-            expected = sum(model.weights[name].double() for model in models) / 3
-            assert weight.dtype == torch.float32 and torch.equal(weight, expected.float()), name
-    assert mean.weights["conv.norm1.num_batches_tracked"] == 10
-    assert (mean.epoch, mean.optimizer, mean.progress, mean.settings, mean.history) == (3, None, None, {}, [])
-    logits, _ = mean.build_model()(torch.randn(1, 1, 81, 20), torch.tensor([20]))
-    assert logits.isfinite().all()
-
-
-def test_models_of_different_networks_are_not_averaged(tmp_path):
-    other_labels, other_audio = checkpoint(), checkpoint()
-    other_labels.labels = Labels(["_", "A", "C", " "])
-    other_audio.audio = AudioConfig(sample_rate=8000, window="hamming")
-    for other, words in (
-        (checkpoint(rnn_type="lstm"), "rnn type is lstm, in .*0.pth gru"),
-        (other_labels, "labels are '_AC ', in .*0.pth '_AB '"),
-        (other_audio, "window is hamming, in .*0.pth hann"),
-    ):
-        with pytest.raises(ValueError, match=rf"1\.pth: only models of one network can be averaged: {words}"):
-            averaged(tmp_path, checkpoint(), other)
 
 
 def test_model_py_averages_and_describes(tmp_path, capsys):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from beeps import DATA, SMALL, make_corpus, run, start, train
+from shared_data import GOLDEN, needs_shared
 
 from asr.checkpoint import load_checkpoint
 
@@ -96,6 +97,40 @@ def test_fewer_utterances_than_processes(corpus, tmp_path):
         assert done.returncode == 0, done.stderr
         ends.append(len(losses(folder)))
     assert ends == [4, 4]
+
+
+@needs_shared
+@pytest.mark.parametrize("synchronised", [[], ["--sync-bn"]], ids=str)
+def test_an_empty_share_with_the_batch_norm_of_the_predecessor(corpus, tmp_path, synchronised):
+    """It counts every position, and a batch without any would be an error, or count for something."""
+    lines = (corpus / "train.csv").read_text().splitlines(keepends=True)
+    (corpus / "single.csv").write_text(lines[0])
+    flags = ["--train-manifest", "single.csv", "--val-manifest", "single.csv", "--num-workers", 0, "--epochs", 5]
+    flags += ["--continue-from", GOLDEN / "bigru_64x3" / "deepspeech_2.pth.tar", *synchronised, "--no-shuffle", "--lr", 1e-5]
+    place = ["--nproc", 2, "--rank-logs", tmp_path / "logs"]
+    done = run("multiproc.py", *place, "train.py", *flags, "--batch-size", 1, *into(tmp_path / "two"), cwd=corpus)
+    assert done.returncode == 0, done.stderr
+    done = run("train.py", *flags, "--batch-size", 2, *into(tmp_path / "one"), cwd=corpus)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert len(losses(tmp_path / "two")) == 3
+
+
+def test_processes_that_would_not_train_the_same_are_told_so(corpus, tmp_path):
+    """Two machines with manifests of their own, one of them old."""
+    lines = (corpus / "train.csv").read_text().splitlines(keepends=True)
+    (corpus / "old.csv").write_text("".join(lines[:40]))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = ["--dist-url", f"tcp://127.0.0.1:{probe.getsockname()[1]}", "--world-size", 2, "--num-workers", 0]
+    processes = [
+        start("train.py", *DATA, *SMALL, *place, *into(tmp_path), "--rank", rank, *flags, cwd=corpus)
+        for rank, flags in enumerate(([], ["--train-manifest", "old.csv"]))
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "--train-manifest: rank 1 has 40 utterances" in errors and "rank 0 has 64 utterances" in errors
 
 
 def test_a_restarted_group_continues_by_itself_and_exactly(corpus, tmp_path):

@@ -19,6 +19,7 @@ import torch
 from shared_data import GOLDEN, needs_shared
 from torch import nn
 
+from asr import predecessor
 from asr.checkpoint import load_checkpoint, save_checkpoint
 from config import ModelConfig
 from model import DeepSpeech, output_frames
@@ -114,13 +115,17 @@ def write_3(path: Path, old: str, hyper_parameters: str = "dict") -> dict:
         }
         betas = object.__new__(p.ListConfig)
         betas.__dict__ = {"_content": [0.9, 0.999], "_parent": None}
-        momentum = content["optim_dict"]
+        states = {
+            i: {"step": 6, "exp_avg": state["momentum_buffer"], "exp_avg_sq": state["momentum_buffer"] ** 2}
+            for i, state in content["optim_dict"]["state"].items()
+        }
+        groups = [content["optim_dict"]["param_groups"][0] | {"betas": betas}]
         container = {
             "epoch": 2,
             "pytorch-lightning_version": "1.1.6",
             "callbacks": {p.ModelCheckpoint: {"monitor": "wer", "best_model_score": torch.tensor(3.0)}},
             "state_dict": content["state_dict"],
-            "optimizer_states": [momentum | {"param_groups": [momentum["param_groups"][0] | {"betas": betas}]}],
+            "optimizer_states": [{"state": states, "param_groups": groups}],
             "hyper_parameters": p.AttributeDict(settings) if hyper_parameters == "AttributeDict" else settings,
         }
         torch.save(container, path)
@@ -158,7 +163,7 @@ def test_release_3(tmp_path, old, hyper_parameters):
     assert same_weights(new.weights, same.weights)
     assert new.model == same.model and new.audio.window == "hann" and new.labels == same.labels
     assert new.epoch == 2 and new.optimizer["param_groups"][0]["betas"] == [0.9, 0.999]
-    torch.optim.SGD(new.build_model().parameters()).load_state_dict(new.optimizer)
+    torch.optim.AdamW(new.build_model().parameters()).load_state_dict(new.optimizer)
     save_checkpoint(new, tmp_path / "ours.pth")
     assert same_weights(load_checkpoint(tmp_path / "ours.pth").weights, same.weights)
 
@@ -172,7 +177,7 @@ def test_a_file_written_within_an_epoch_does_not_count_it(tmp_path, release):
         write_2_1(path, MIDDLE, iteration=3)
     middle = load_checkpoint(path)
     assert middle.within_epoch and middle.epoch == 1 and len(middle.history) == 1 and middle.history[0]["wer"] > 0
-    assert "1, written within the next" in middle.describe()
+    assert "1, written within epoch 2" in middle.describe()
     middle.check_continuable()
 
 
@@ -230,9 +235,10 @@ def test_every_weight_that_cannot_be_mapped_is_named(tmp_path):
     with pytest.raises(ValueError) as error:
         load_checkpoint(tmp_path / "odd.pth")
     for fault in (
-        *("rnns.1.backward_rnn.weight_hh_l0 is missing", "rnns.2.forward_rnn.bias_ih_l0 is missing"),
-        *("head_norm.weight is missing", "attention.weight is unknown", "extra is unknown"),
-        "head.weight is (5, 64), expected (29, 64)",
+        "rnns.1.rnn.weight_hh_l0_reverse (here rnns.1.backward_rnn.weight_hh_l0) is missing",
+        "rnns.2.rnn.bias_ih_l0 (here rnns.2.forward_rnn.bias_ih_l0) is missing",
+        *("fc.0.module.0.weight (here head_norm.weight) is missing", "attention.weight is unknown", "extra is unknown"),
+        "fc.0.module.1.weight (here head.weight) is (5, 64), expected (29, 64)",
     ):
         assert fault in str(error.value)
     assert "\n" not in str(error.value) and "more" not in str(error.value)
@@ -240,6 +246,19 @@ def test_every_weight_that_cannot_be_mapped_is_named(tmp_path):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match=r"; and \d+ more$"):
         load_checkpoint(tmp_path / "odd.pth")
+
+
+@needs_shared
+@pytest.mark.parametrize("old", [BIDIRECTIONAL, UNIDIRECTIONAL, "v12_bigru_64x2/deepspeech_2.pth"])
+def test_a_missing_weight_is_told_by_the_name_that_the_file_would_have(old):
+    content = golden(old)
+    for prefix in ("", "module."):
+        state = {prefix + name: weight for name, weight in content["state_dict"].items()}
+        for missing in state:
+            rest = {name: weight for name, weight in state.items() if name != missing}
+            spoken = predecessor.own_names(content | {"state_dict": rest})
+            ours = predecessor.renamed(missing.removeprefix("module."))
+            assert spoken(ours) == f"{missing} (here {ours})"
 
 
 @needs_shared

@@ -184,7 +184,7 @@ def test_data_that_cannot_be_read_after_all_costs_no_update(corpus, tmp_path):
     content[20000:30000] = bytes(10000)  # the header and the last frame stay
     (corpus / "broken.flac").write_bytes(content)
     (corpus / "broken.csv").write_text((corpus / "train.csv").read_text() + "broken.flac,u1.txt\n")
-    done = train(corpus, "--train-manifest", "broken.csv", "--num-workers", 0, *into(tmp_path))
+    done = train(corpus, "--train-manifest", "broken.csv", "--num-workers", 2, *into(tmp_path))
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "broken.csv:65" in done.stderr
     (left,) = tmp_path.glob("deepspeech_*")
     assert f"wrote {left}; to continue:" in done.stdout

@@ -191,6 +191,25 @@ def test_a_server_that_never_answers_is_not_waited_for(tmp_path, capfd, monkeypa
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 100
 
 
-def test_an_address_that_is_none(tmp_path):
-    with pytest.raises(UsageError, match=r"--visdom-server localhost:x: .*expected an address such as"):
-        RunLog.open(flags("--visdom", "--visdom-server", "localhost:x"), tmp_path, epoch=0, step=0)
+@pytest.mark.parametrize(
+    "server",
+    ["", " ", "localhost:x", "localhost:0", "localhost:70000", "http://", "http://:8097", "ftp://localhost", "a b", "[::1"],
+)
+def test_an_address_that_is_none(tmp_path, server):
+    with pytest.raises(UsageError, match=r"--visdom-server '.*': .*; expected an address such as"):
+        RunLog.open(flags("--visdom", "--visdom-server", server), tmp_path, epoch=0, step=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("server", "address"),
+    [
+        ("localhost", ("http://localhost", 8097, "/")),
+        ("localhost:", ("http://localhost", 8097, "/")),
+        ("localhost:08080", ("http://localhost", 8080, "/")),
+        ("https://a.example/graphs/", ("https://a.example", 8097, "/graphs")),
+        ("http://me:secret@[::1]:80", ("http://me:secret@[::1]", 80, "/")),
+    ],
+)
+def test_what_an_address_means(server, address):
+    assert visdom_curves.server_address(server) == address

@@ -1,0 +1,25 @@
+"""What a process does that another one started and owns."""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Let no process outlive the one that started it, even if that is killed without a chance to stop its children.
+
+    A child of a dead training would hold its sockets open, and its peers would not learn of the death. Linux only.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:  # it died before
+            os._exit(1)
+
+
+def leave_group() -> None:
+    """Belong to the parent alone: what a terminal or a scheduler sends to the parent's process group does not come here."""
+    os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
