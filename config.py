@@ -11,6 +11,7 @@ RNN_TYPES = ("rnn", "gru", "lstm")
 WINDOWS = ("hamming", "hann", "blackman", "bartlett")
 RATES = range(1000, 768001)  # Hz; what only a damaged file says could fill the memory, resampling from it or to it
 MOST_LAYERS = 100  # recurrent; so that no file can have thousands of them built
+MOST_NOISE = 1000.0  # noise RMS over speech RMS: 60 dB below its noise, speech is not there
 
 
 def check_types(config: object) -> None:
@@ -88,12 +89,25 @@ class AugmentConfig:
     """What is done to training samples, and only to those; everything is off by default."""
 
     speed_perturb: float = 0.0  # resample by 1 +- this much: tempo and pitch move together
-    spec_augment: bool = False  # masks after Park et al. 2019; the policy below is LibriSpeech double
+    speed_volume_perturb: bool = False  # tempo 0.85 to 1.15 at the same pitch, gain -6 to +8 dB
+    reverb_dir: str | None = None  # room responses
+    reverb_prob: float = 0.4  # share of utterances said in one of the rooms
+    noise_dir: str | None = None
+    noise_prob: float = 0.4  # share of utterances that get noise
+    noise_min: float = 0.0  # noise RMS over speech RMS
+    noise_max: float = 0.5
+    codec_prob: float = 0.0  # share of utterances that pass a telephone
+    spec_augment: bool = False  # Park et al. 2019; the policy below is LibriSpeech double
+    time_warp: int = 80  # frames, at most
     num_freq_masks: int = 2
     freq_mask_width: int = 27  # bins, at most
     num_time_masks: int = 2
     time_mask_width: int = 100  # frames, at most
     time_mask_share: float = 1.0  # of an utterance, at most, in one mask
+
+    def __post_init__(self) -> None:
+        if self.noise_min > self.noise_max:
+            raise ValueError(f"--noise-min {self.noise_min:g}: expected at most the {self.noise_max:g} of --noise-max")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 from typing import TypeVar
 
-from config import RNN_TYPES, WINDOWS, AudioConfig, AugmentConfig, DecoderConfig, ModelConfig, OptimizerConfig
+from config import MOST_NOISE, RNN_TYPES, WINDOWS, AudioConfig, AugmentConfig, DecoderConfig, ModelConfig, OptimizerConfig
 from data.command_line import UsageError, number
 
 Config = TypeVar("Config")
@@ -94,20 +94,48 @@ def add_augment_options(parser: argparse.ArgumentParser) -> None:
         default=default.speed_perturb,
         help="play each utterance up to this share faster or slower, pitch and all (0.1: speeds 0.9 to 1.1)",
     )
-    group.add_argument("--spec-augment", action="store_true", help="SpecAugment masks; the next five flags are its policy")
-    group.add_argument("--num-freq-masks", type=number(int, 0), default=default.num_freq_masks, help="m_F of the paper: masks")
     group.add_argument(
-        "--freq-mask-width", type=number(int, 0), default=default.freq_mask_width, help="F: bins per mask, at most"
+        "--speed-volume-perturb",
+        action="store_true",
+        help="tempo 0.85 to 1.15 at the same pitch, and gain -6 to +8 dB, clipped at full scale",
     )
-    group.add_argument("--num-time-masks", type=number(int, 0), default=default.num_time_masks, help="m_T: masks")
+    group.add_argument("--reverb-dir", metavar="DIR", help="room responses: utterances are said in one of these rooms")
+    group.add_argument("--reverb-prob", type=number(float, 0, 1), default=default.reverb_prob, help="how many of them, a share")
+    group.add_argument("--noise-dir", metavar="DIR", help="noise recordings to mix in, of any format, also in folders below")
     group.add_argument(
-        "--time-mask-width", type=number(int, 0), default=default.time_mask_width, help="T: frames per mask, at most"
+        "--noise-prob",
+        "--noise_prob",
+        type=number(float, 0, 1),
+        default=default.noise_prob,
+        help="share of utterances that get noise",
     )
+    level = number(float, 0, MOST_NOISE)
+    group.add_argument("--noise-min", type=level, default=default.noise_min, help="lowest level: noise RMS over speech RMS")
+    group.add_argument("--noise-max", type=level, default=default.noise_max, help="highest level")
+    group.add_argument(
+        "--codec-prob",
+        type=number(float, 0, 1),
+        default=default.codec_prob,
+        help="share of utterances that pass a telephone: 8 kHz, mu-law",
+    )
+    _add_spec_augment_options(parser, default)
+
+
+def _add_spec_augment_options(parser: argparse.ArgumentParser, default: AugmentConfig) -> None:
+    group = parser.add_argument_group("SpecAugment", "flags also by the paper's letters; the policy is LibriSpeech double")
+    whole = number(int, 0)
+    group.add_argument("--spec-augment", action="store_true", help="time warping, frequency and time masks on training samples")
+    group.add_argument("--time-warp", "--W", type=whole, default=default.time_warp, help="frames, at most; 0: no warping")
+    group.add_argument("--num-freq-masks", "--m_F", type=whole, default=default.num_freq_masks, help="frequency masks")
+    group.add_argument("--freq-mask-width", "--F", type=whole, default=default.freq_mask_width, help="bins per mask, at most")
+    group.add_argument("--num-time-masks", "--m_T", type=whole, default=default.num_time_masks, help="time masks")
+    group.add_argument("--time-mask-width", "--T", type=whole, default=default.time_mask_width, help="frames per mask, at most")
     group.add_argument(
         "--time-mask-share",
+        "--p",
         type=number(float, 0, 1),
         default=default.time_mask_share,
-        help="p: share of the utterance per mask, at most",
+        help="share of the utterance per mask, at most",
     )
 
 

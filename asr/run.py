@@ -101,6 +101,9 @@ def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
     if args.sync_bn:
         runtime.sync_batch_norm(model)
     train_data = SpectrogramDataset(train_set, audio, labels, augmentation, args.seed, output_frames)
+    if runtime.main and train_data.augment is not None:
+        for fault in train_data.augment.unusable:
+            tell(f"noise or room left out: {fault}", error=True)
     run = Run(
         args=args,
         runtime=runtime,

@@ -17,8 +17,8 @@ from asr.training import Learner, LossScale, StepResult, train_step
 from asr.watched import peak_resident_memory
 from config import AudioConfig, ModelConfig, OptimizerConfig
 from data.dataset import Batch
-from data.features import frame_count
 from data.labels import Labels
+from data.lengths import frame_count
 from model import DeepSpeech, output_frames
 
 SEED = 1

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from config import AudioConfig
 from data.audio import ROUNDING, audio_duration
 from data.command_line import progress_bar
-from data.features import frame_count
 from data.labels import Labels, frames_needed
+from data.lengths import frame_count
 from data.manifest import Utterance, read_manifest, read_transcript
 
 MISSING_AUDIO = "missing audio"

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from config import AudioConfig, AugmentConfig
 from data.audio import load_audio
-from data.augment import augment
-from data.features import frame_count, spectrogram
+from data.augment import Augmentation
+from data.features import spectrogram
 from data.labels import Labels, frames_needed
+from data.lengths import frame_count
 from data.manifest import Utterance
 from data.processes import die_with_parent, leave_group
 from data.samplers import LengthBatchSampler, SampleKey
@@ -61,6 +62,8 @@ class SpectrogramDataset(torch.utils.data.Dataset):
     Without `labels` targets are empty: enough to evaluate, where references may hold what the labels do not.
     `output_frames` is the model's length formula, by which an augmented utterance is known to be still long enough for its
     transcript.
+
+    Raises: UsageError if a folder of noises or rooms is missing or empty.
     """
 
     def __init__(
@@ -73,7 +76,9 @@ class SpectrogramDataset(torch.utils.data.Dataset):
         output_frames: Callable[[int], int] | None = None,
     ):
         self.utterances, self.audio, self.labels = utterances, audio, labels
-        self.augmentation, self.seed, self.output_frames = augmentation, seed, output_frames
+        self.seed, self.output_frames, self.augmentation = seed, output_frames, augmentation
+        nothing = augmentation is None or augmentation == AugmentConfig()
+        self.augment = None if nothing else Augmentation(augmentation, audio.sample_rate)
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -83,16 +88,17 @@ class SpectrogramDataset(torch.utils.data.Dataset):
         utterance = self.utterances[index]
         try:
             wave = load_audio(utterance.audio, self.audio.sample_rate, *utterance.segment)
-            spect = self._spectrogram(wave, utterance, np.random.default_rng((self.seed, epoch, index)))
+            spect = self._spectrogram(wave, utterance, epoch, index)
         except (ValueError, OSError) as error:
             return BadSample(f"{utterance.where}: {error}")
         target = self.labels.encode(utterance.text) if self.labels else np.empty(0, np.int64)
         return Sample(spect, torch.from_numpy(target), index)
 
-    def _spectrogram(self, wave: np.ndarray, utterance: Utterance, rng: np.random.Generator) -> Tensor:
-        if self.augmentation is None:
+    def _spectrogram(self, wave: np.ndarray, utterance: Utterance, epoch: int, index: int) -> Tensor:
+        if self.augment is None:
             return spectrogram(wave, self.audio)
-        augmented = augment(wave, self.augmentation, rng)
+        rng = np.random.default_rng((self.seed, epoch, index))
+        augmented = self.augment(wave, rng)
         frames = self.output_frames(frame_count(len(augmented), self.audio))
         if frames < frames_needed(utterance.text):  # played so fast that CTC could no longer align it
             augmented = wave

@@ -8,8 +8,6 @@ import torch
 
 from config import AudioConfig
 
-__all__ = ["AudioConfig", "frame_count", "spectrogram"]
-
 # A spectrogram that varies less than this is silence: one bit of a 24-bit recording as noise already varies more.
 # Dividing by it instead keeps silence at zero and rounding errors from being blown up into something like speech.
 SILENCE_STD = 1e-7
@@ -24,14 +22,6 @@ WINDOW_FUNCTIONS = {
     "blackman": torch.blackman_window,
     "bartlett": torch.bartlett_window,
 }
-
-
-def frame_count(samples: int, config: AudioConfig) -> int:
-    """T, the frames of a spectrogram of so many samples: lengths stay integers from the file to the loss.
-
-    One frame is centred on every hop's first sample, the wave's end included; a window of odd length needs one more.
-    """
-    return 1 + (samples - config.window_samples % 2) // config.hop_samples
 
 
 def spectrogram(wave: np.ndarray, config: AudioConfig) -> torch.Tensor:

@@ -11,12 +11,10 @@ import soundfile
 import torch
 
 from config import AudioConfig, AugmentConfig
-from data.augment import augment, change_speed
 from data.dataset import BadSample, BatchLoader, Sample, SpectrogramDataset, _interrupts_held, collate
 from data.labels import Labels, frames_needed
 from data.manifest import Utterance
 from data.samplers import LengthBatchSampler, Position, SampleKey
-from data.spec_augment import spec_augment
 from model import output_frames
 
 LABELS = Labels(["_", "A", "B", " "])
@@ -97,37 +95,6 @@ def test_a_recording_broken_inside_stops_the_run_or_is_left_out_aloud(utterances
     left = list(BatchLoader(dataset, order, 0, on_bad_data="skip"))
     assert sorted(i for batch in left for i in batch.indices.tolist()) == [0, 1, 2, 3, 4]
     assert "m.csv:6" in capsys.readouterr().err
-
-
-def test_masks_cover_what_they_say():
-    config = AugmentConfig(spec_augment=True, num_freq_masks=1, freq_mask_width=6, num_time_masks=1, time_mask_width=9)
-    widths = set()
-    for seed in range(300):
-        spect = spec_augment(torch.ones(40, 50), config, np.random.default_rng(seed))
-        bands = int(spect.eq(0).all(1).sum())
-        spans = int(spect.eq(0).all(0).sum())
-        assert spect.eq(0).sum() == bands * 50 + spans * 40 - bands * spans
-        widths.add((bands, spans))
-    assert {bands for bands, _ in widths} == set(range(7))
-    assert {spans for _, spans in widths} == set(range(10))
-
-
-def test_time_masks_leave_a_share_of_a_short_utterance():
-    config = AugmentConfig(spec_augment=True, num_freq_masks=0, num_time_masks=1, time_mask_share=0.2)
-    for seed in range(50):
-        spect = spec_augment(torch.ones(40, 50), config, np.random.default_rng(seed))
-        assert spect.eq(0).all(0).sum() <= 10
-
-
-def test_speed_moves_length_and_pitch_together():
-    t = np.arange(16000) / 16000
-    tone = np.sin(2 * np.pi * 400 * t).astype(np.float32)
-    faster = change_speed(tone, 1.25)
-    assert abs(len(faster) - 16000 / 1.25) <= 1
-    peak = np.abs(np.fft.rfft(faster)).argmax() * 16000 / len(faster)
-    assert abs(peak - 500) < 2
-    unchanged = augment(tone, AugmentConfig(), np.random.default_rng(0))
-    assert np.array_equal(unchanged, tone)
 
 
 def test_ctrl_c_waits_until_processes_are_started_whichever_thread_takes_it():

@@ -6,8 +6,10 @@ import soundfile
 import torch
 from shared_data import GOLDEN, needs_shared
 
+from config import AudioConfig
 from data.audio import load_audio
-from data.features import AudioConfig, frame_count, spectrogram
+from data.features import spectrogram
+from data.lengths import frame_count
 
 AUDIO = GOLDEN / "audio"
 
