@@ -223,6 +223,34 @@ def test_continuing_a_finished_training_with_more_epochs(corpus, uninterrupted, 
     assert_same_ending(uninterrupted, tmp_path)
 
 
+OTHERWISE = [
+    "--precision bf16 --opt-level O2 --loss-scale dynamic --lr-schedule onecycle --freeze-batch-norm 1",
+    "--precision bf16 --opt-level O3 --optimizer sgd --lr 1e-4 --rnn-type lstm --lr-schedule cosine --no-bidirectional",
+]
+
+
+@pytest.mark.parametrize("flags", OTHERWISE)
+def test_other_precisions_and_schedules_are_continued_exactly(corpus, tmp_path, flags):
+    """From within an epoch, and from the end of its updates, which is where validation would be killed."""
+    flags = f"{flags} --train-manifest some.csv --batch-size 4 --window-stride 0.02 --epochs 2 --num-workers 0".split()
+    flags += ["--checkpoint", "--checkpoint-per-batch", 2]
+    assert train(corpus, *flags, *into(tmp_path / "whole")).returncode == 0
+    whole = torch.load(tmp_path / "whole" / "deepspeech_2.pth.tar", weights_only=True)
+    for name in ("deepspeech_checkpoint_epoch_1_iter_4.pth", "deepspeech_checkpoint_epoch_2_iter_6.pth"):
+        folder = tmp_path / name
+        done = train(corpus, *flags, *into(folder), "--continue-from", tmp_path / "whole" / name)
+        assert done.returncode == 0 and "not exactly" not in done.stdout, done.stderr
+        again = torch.load(folder / "deepspeech_2.pth.tar", weights_only=True)
+        for key in ("weights", "optimizer", "loss_scale", "history"):
+            assert not differences(whole[key], again[key], key)
+
+
+def test_twenty_bad_updates_in_a_row_end_the_run(corpus, tmp_path):
+    done = train(corpus, "--batch-size", 2, "--lr", 1e30, "--num-workers", 0, *into(tmp_path))
+    assert done.returncode == 1 and "20 updates in a row were left out" in done.stderr.splitlines()[-1]
+    assert done.stderr.count("update left out: train.csv:") == 20 and "Traceback" not in done.stderr
+
+
 def test_latest_passes_over_what_is_broken_and_starts_afresh_where_nothing_is(corpus, uninterrupted, tmp_path):
     done = train(corpus, *RANDOM, "--epochs", 1, *into(tmp_path), "--continue-from", "latest")
     assert done.returncode == 0 and "starting afresh" in done.stdout
