@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -28,6 +29,7 @@ from data.labels import Labels
 from data.manifest import Utterance
 from data.samplers import Position
 
+Settings = TypeVar("Settings", ModelConfig, AudioConfig)
 LATEST = "latest"
 NEVER = (math.inf, math.inf)  # WER and CER before the first validation
 
@@ -65,9 +67,9 @@ class Progress:
 
     @classmethod
     def _read(cls, kept: dict, path: str) -> "Progress":
-        whole = {f.name: f.default for f in fields(cls)} | kept
-        numbers = [*kept.get("position", {}).values(), *(v for name, v in kept.items() if isinstance(whole[name], int))]
+        counts = [f.name for f in fields(cls) if isinstance(f.default, int)]
         try:
+            numbers = [*kept["position"].values(), *(kept[name] for name in counts)]
             if not all(type(number) is int and number >= 0 for number in numbers):
                 raise ValueError("a count is not a whole number")
             # They will be removed: names of checkpoints, and nothing that leads anywhere else.
@@ -160,7 +162,7 @@ def network_of(args: argparse.Namespace, source: Checkpoint | None) -> tuple[Mod
     return model, audio, labels
 
 
-def _overridden(config, typed: dict):
+def _overridden(config: Settings, typed: dict[str, object]) -> Settings:
     names = {f.name for f in fields(config)} & typed.keys()
     try:
         return replace(config, **{name: typed[name] for name in names})

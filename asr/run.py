@@ -31,6 +31,7 @@ from data.checks import read_manifests
 from data.command_line import UsageError, tell
 from data.dataset import BatchLoader, SpectrogramDataset
 from data.files import check_writable
+from data.labels import Labels
 from data.manifest import Utterance
 from data.samplers import LengthBatchSampler
 from decoder import GreedyDecoder, build_decoder
@@ -114,15 +115,19 @@ def set_up(args: argparse.Namespace, runtime: Runtime) -> Run:
         checkpoint=Checkpoint(config, audio, labels, weights={}, settings=settings),
         progress=Progress(run_id=launch_id(), data=data, val_data=val_data),
     )
-    parameters = sum(p.numel() for p in model.parameters())
-    processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
-    run.tell(
-        f"{len(train_set)} utterances to train on, {len(val_set)} to validate; {parameters:,} parameters; "
-        f"{runtime.device.type}, {runtime.precision.name}, {torch.get_num_threads()} threads{processes}"
-    )
+    announce(run)
     if source is not None and not args.finetune:
         take_up(run, source)
     return run
+
+
+def announce(run: Run) -> None:
+    runtime, parameters = run.runtime, sum(p.numel() for p in run.learner.parameters)
+    processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
+    run.tell(
+        f"{len(run.train_set)} utterances to train on, {len(run.val_set)} to validate; {parameters:,} parameters; "
+        f"{runtime.device.type}, {runtime.precision.name}, {torch.get_num_threads()} threads{processes}"
+    )
 
 
 def check_agreement(runtime: Runtime, settings: dict[str, object]) -> None:
@@ -155,7 +160,7 @@ def loaders(
     }
 
 
-def start_from(model: DeepSpeech, source: Checkpoint, finetune: bool, runtime: Runtime, labels) -> None:
+def start_from(model: DeepSpeech, source: Checkpoint, finetune: bool, runtime: Runtime, labels: Labels) -> None:
     """Give a network a checkpoint's weights: all of them, or for finetuning those that fit, saying which."""
     if not finetune:
         model.load_state_dict(source.build_model().state_dict())

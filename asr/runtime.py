@@ -109,16 +109,9 @@ class Runtime:
         """Sums over all processes, the same numbers in each of them."""
         if self.world_size == 1:
             return list(values)
-        return self.sum_tensor(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
-
-    def any(self, flag: bool) -> bool:
-        """Whether it is true in any process, so that all of them go the same way."""
-        return flag if self.world_size == 1 else self.sum(float(flag))[0] > 0
-
-    def sum_tensor(self, tensor: Tensor) -> Tensor:
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add up the gradients of all processes, as one message of each type of number."""

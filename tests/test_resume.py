@@ -283,7 +283,14 @@ def test_a_file_that_names_others_to_be_removed_is_not_believed(uninterrupted):
     checkpoint = load_checkpoint(uninterrupted / "deepspeech_3.pth.tar")
     checkpoint.progress["written"] = ["../id_rsa", "/etc/passwd", "deepspeech_1.pth.tar"]
     assert Progress.of(checkpoint).written == ["deepspeech_1.pth.tar"]
-    for name, value in (("position", {"epoch": "a"}), ("written", 5), ("new_field", 1), ("updates", -1), ("best", None)):
+    for name, value in (
+        ("position", {"epoch": "a"}),
+        ("position", 5),
+        ("written", 5),
+        ("new_field", 1),
+        ("updates", -1),
+        ("best", None),
+    ):
         checkpoint = load_checkpoint(uninterrupted / "deepspeech_3.pth.tar")
         checkpoint.progress[name] = value
         with pytest.raises(ValueError, match=r"deepspeech_3\.pth\.tar: where its training stood"):
