@@ -13,7 +13,7 @@ from data.command_line import argument_parser, number, progress_bar, run_script
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--test-manifest", default="data/test_manifest.csv", help="utterances to transcribe")
-    parser.add_argument("--batch-size", type=number(int, 1), default=20, help="utterances per batch")
+    options.add_batch_options(parser)
     parser.add_argument("--num-workers", type=number(int, 0), default=4, help="data-loading processes; 0: none")
     parser.add_argument("--verbose", action="store_true", help="reference, hypothesis, WER and CER of each utterance")
     parser.add_argument(
@@ -30,11 +30,11 @@ def test(args: argparse.Namespace) -> None:
     from asr.recognizer import Recognizer
     from data.checks import read_manifests
     from data.dataset import BatchLoader, SpectrogramDataset
-    from data.samplers import LengthBatchSampler
+    from data.samplers import BatchLimit, LengthBatchSampler
 
     recognizer = Recognizer.from_options(args)
     (utterances,) = read_manifests([args.test_manifest], recognizer.audio, policy=args.on_bad_data)
-    order = LengthBatchSampler([u.duration for u in utterances], args.batch_size, shuffle=False)
+    order = LengthBatchSampler(utterances.durations, BatchLimit.of(args.batch_size, args.batch_seconds), shuffle=False)
     dataset = SpectrogramDataset(utterances, recognizer.audio)
     loader = BatchLoader(dataset, order, args.num_workers, args.on_bad_data)
     outputs = {} if args.save_output else None

@@ -19,7 +19,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument("--train-manifest", default="data/train_manifest.csv", help="utterances to learn from")
     data.add_argument("--val-manifest", default="data/val_manifest.csv", help="utterances to judge each epoch by")
     data.add_argument("--labels-path", default="labels.json", help="JSON list of output labels, blank _ first")
-    data.add_argument("--batch-size", type=number(int, 1), default=20, help="utterances per batch")
+    options.add_batch_options(data)
     data.add_argument("--num-workers", type=number(int, 0), default=4, help="data-loading processes; 0: none")
     data.add_argument("--no-shuffle", dest="shuffle", action="store_false", help="keep batches ordered by length")
     data.add_argument(

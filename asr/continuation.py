@@ -26,8 +26,8 @@ from config import AudioConfig, AugmentConfig, ModelConfig, OptimizerConfig
 from data.command_line import UsageError, tell
 from data.files import sweep
 from data.labels import Labels
-from data.manifest import Utterance
 from data.samplers import Position
+from data.utterances import Utterance
 
 Settings = TypeVar("Settings", ModelConfig, AudioConfig)
 LATEST = "latest"
@@ -69,13 +69,12 @@ class Progress:
     def _read(cls, kept: dict, path: str) -> "Progress":
         counts = [f.name for f in fields(cls) if isinstance(f.default, int)]
         try:
-            numbers = [*kept["position"].values(), *(kept[name] for name in counts)]
-            if not all(type(number) is int and number >= 0 for number in numbers):
+            if not all(type(kept[name]) is int and kept[name] >= 0 for name in counts):
                 raise ValueError("a count is not a whole number")
             # They will be removed: names of checkpoints, and nothing that leads anywhere else.
             written = [name for name in kept["written"] if CheckpointFolder.NAMES.fullmatch(name)]
             best = tuple(float(score) for score in kept["best"])
-            return cls(**kept | {"position": Position(**kept["position"]), "best": best, "written": written})
+            return cls(**kept | {"position": Position.read(kept["position"]), "best": best, "written": written})
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: where its training stood cannot be read ({error}); try --finetune") from None
 
@@ -179,7 +178,8 @@ def _flag(name: str) -> str:
 EXACT = (
     *(f.name for f in fields(OptimizerConfig)),
     *(f.name for f in fields(AugmentConfig)),
-    *"batch_size shuffle sorta_grad seed loss_scale ctc_backend sync_bn epochs freeze_batch_norm cer_spaces".split(),
+    *"batch_size batch_seconds shuffle sorta_grad seed epochs".split(),
+    *"loss_scale ctc_backend sync_bn freeze_batch_norm cer_spaces".split(),
 )
 # What has no flag of its name.
 TOLD = {"shuffle": "shuffling", "sorta_grad": "sortaGrad", "world_size": "processes", "threads": "threads", "device": "device"}
@@ -205,7 +205,7 @@ def changes(before: dict[str, object], now: dict[str, object]) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return {True: "on", False: "off", None: "off"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def digest(utterances: Sequence[Utterance]) -> str:

@@ -22,6 +22,17 @@ def config_from(cls: type[Config], args: argparse.Namespace, **known: object) ->
         raise UsageError(str(error)) from None
 
 
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--batch-size", type=number(int, 1), default=20, help="utterances per batch")
+    size.add_argument(
+        "--batch-seconds",
+        type=number(float, above=0),
+        metavar="S",
+        help="instead: as many utterances per batch as make S seconds of audio, padding included",
+    )
+
+
 def add_audio_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("spectrogram")
     default = AudioConfig()

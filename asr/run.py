@@ -32,8 +32,8 @@ from data.command_line import UsageError, tell
 from data.dataset import BatchLoader, SpectrogramDataset
 from data.files import check_writable
 from data.labels import Labels
-from data.manifest import Utterance
-from data.samplers import LengthBatchSampler
+from data.samplers import BatchLimit, LengthBatchSampler
+from data.utterances import UtteranceTable
 from decoder import GreedyDecoder, build_decoder
 from model import DeepSpeech, output_frames
 
@@ -43,10 +43,10 @@ class Run:
     args: argparse.Namespace
     runtime: Runtime
     learner: Learner
-    train_set: list[Utterance]
+    train_set: UtteranceTable
     order: LengthBatchSampler
     train_loader: BatchLoader
-    val_set: list[Utterance]
+    val_set: UtteranceTable
     val_loader: BatchLoader
     decoder: GreedyDecoder
     folder: CheckpointFolder
@@ -126,7 +126,8 @@ def announce(run: Run) -> None:
     processes = f", {runtime.world_size} processes" if runtime.world_size > 1 else ""
     run.tell(
         f"{len(run.train_set)} utterances to train on, {len(run.val_set)} to validate; {parameters:,} parameters; "
-        f"{runtime.device.type}, {runtime.precision.name}, {torch.get_num_threads()} threads{processes}"
+        f"{runtime.device.type}, {runtime.precision.name}, {torch.get_num_threads()} threads{processes}; "
+        f"{len(run.order)} batches an epoch, {100 * run.order.padding:.1f} % of them padding"
     )
 
 
@@ -148,9 +149,9 @@ def loaders(
     """This process's share of the data, as fields of a Run."""
     share = {"seed": args.seed, "rank": runtime.rank, "world_size": runtime.world_size}
     shuffling = {"shuffle": args.shuffle, "sorta_grad": args.sorta_grad}
-    durations = [[utterance.duration for utterance in data.utterances] for data in (train_data, val_data)]
-    order = LengthBatchSampler(durations[0], args.batch_size, **shuffling, **share)
-    val_order = LengthBatchSampler(durations[1], args.batch_size, shuffle=False, **share)
+    limit = BatchLimit.of(args.batch_size, args.batch_seconds)
+    order = LengthBatchSampler(train_data.utterances.durations, limit, **shuffling, **share)
+    val_order = LengthBatchSampler(val_data.utterances.durations, limit, shuffle=False, **share)
     return {
         "train_set": train_data.utterances,
         "order": order,

@@ -15,8 +15,8 @@ from asr.training import ctc_losses
 from config import DecoderConfig
 from data.command_line import progress_bar
 from data.dataset import BatchLoader, SpectrogramDataset
-from data.manifest import Utterance
-from data.samplers import LengthBatchSampler
+from data.samplers import BatchLimit, LengthBatchSampler
+from data.utterances import Utterance
 from model import PADDINGS, RELEASE1_PADDINGS, output_frames
 
 __all__ = ["Ranker", "Suspect", "output_frames"]
@@ -50,7 +50,7 @@ class Ranker:
         Raises: ValueError naming a recording that cannot be read.
         """
         recognizer = Recognizer(self.model_path, DecoderConfig(), self.runtime)
-        order = LengthBatchSampler([utterance.duration for utterance in utterances], batch_size, shuffle=False)
+        order = LengthBatchSampler([utterance.duration for utterance in utterances], BatchLimit(batch_size), shuffle=False)
         dataset = SpectrogramDataset(utterances, self.audio, self.labels)
         suspects = []
         for batch in progress_bar(BatchLoader(dataset, order, num_workers), "aligning", unit="batch"):

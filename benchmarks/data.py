@@ -39,8 +39,8 @@ from config import AudioConfig, AugmentConfig  # noqa: E402
 from data.augment import GAINS, TEMPOS  # noqa: E402
 from data.dataset import SpectrogramDataset  # noqa: E402
 from data.labels import Labels  # noqa: E402
-from data.manifest import Utterance  # noqa: E402
 from data.samplers import SampleKey  # noqa: E402
+from data.utterances import Utterance  # noqa: E402
 from model import output_frames  # noqa: E402
 
 AUDIO = AudioConfig()

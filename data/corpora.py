@@ -32,7 +32,8 @@ from data.command_line import STATUS_FAILED, argument_parser, number
 from data.conversion import FORMATS, Outcome, Plan, Spoken, convert_all
 from data.download import fetch, fetch_text
 from data.files import whole_file
-from data.manifest import Utterance, sort_by_duration, write_manifest
+from data.manifest import sort_by_duration, write_manifest
+from data.utterances import Utterance
 
 SETTINGS = "corpus.json"
 POLICIES = ("fail", "skip")

@@ -22,10 +22,10 @@ from data.augment import Augmentation
 from data.features import spectrogram
 from data.labels import Labels, frames_needed
 from data.lengths import frame_count
-from data.manifest import Utterance
 from data.processes import die_with_parent, leave_group
 from data.samplers import LengthBatchSampler, SampleKey
 from data.spec_augment import spec_augment
+from data.utterances import Utterance
 
 
 class Sample(NamedTuple):

@@ -17,8 +17,9 @@ from data import examine
 from data.checks import KINDS, SHORT_FOR_CTC, Problem, check_utterance, problems_of
 from data.examine import Examined, examine_all
 from data.labels import BLANK, Labels, frames_needed
-from data.manifest import Utterance, read_manifest
+from data.manifest import read_manifest
 from data.speakers import speaker_of
+from data.utterances import Utterance
 
 TWO_TEXTS = "same audio with different transcripts"
 LEAKED = "same audio in several manifests"

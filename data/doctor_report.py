@@ -10,7 +10,7 @@ from data.doctor import DROPPED, ERRORS, WARNINGS, Manifest, characters_of, stat
 from data.entries import Entry, Target
 from data.formats import write_entries
 from data.labels import Labels
-from data.manifest import Utterance
+from data.utterances import Utterance
 
 
 def make_report(manifests: Sequence[Manifest], labels: Labels, speakers_by: str | None) -> dict:

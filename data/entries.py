@@ -15,7 +15,7 @@ from data.audio import ROUNDING, audio_duration, load_audio
 from data.command_line import progress_bar
 from data.files import whole_file
 from data.labels import normalize_transcript
-from data.manifest import Utterance
+from data.utterances import Utterance
 
 TOLERANCE = 0.75 * ROUNDING  # seconds by which a whole file's duration may be rounded
 

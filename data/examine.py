@@ -24,7 +24,7 @@ from data.audio import load_audio
 from data.checks import UNREADABLE_AUDIO, Problem, check_utterance, problems_of
 from data.command_line import progress_bar
 from data.labels import Labels
-from data.manifest import Utterance
+from data.utterances import Utterance
 
 SILENT = "silent audio"
 QUIET = "nearly silent audio"

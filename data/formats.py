@@ -20,7 +20,8 @@ from pathlib import Path
 from data.entries import Contents, Entry, Target, below, decoded, lines_to, listed, settled, unique_names, whole_recordings
 from data.files import whole_file
 from data.kaldi import read_kaldi, write_kaldi
-from data.manifest import Utterance, read_manifest, read_transcript, write_manifest
+from data.manifest import read_manifest, read_transcript, write_manifest
+from data.utterances import Utterance
 
 MOZILLA_COLUMNS = ["wav_filename", "wav_filesize", "transcript"]
 HUGGINGFACE_FILES = ("metadata.csv", "metadata.jsonl")

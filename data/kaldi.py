@@ -15,7 +15,8 @@ from pathlib import Path
 
 from data.command_line import progress_bar
 from data.entries import Contents, Entry, Target, decoded, lines_to, settled, unique_names, word
-from data.manifest import Utterance, read_transcript
+from data.manifest import read_transcript
+from data.utterances import Utterance
 
 # Commands that decode one file to wav and do nothing else to it, as Kaldi recipes write them; no pipe is ever run.
 PLAIN_DECODERS = {

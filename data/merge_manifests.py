@@ -25,7 +25,8 @@ from data.command_line import UsageError, argument_parser, number, progress_bar,
 from data.entries import Entry, Target, settled
 from data.files import check_writable
 from data.formats import kind_of, read_entries, write_entries
-from data.manifest import Utterance, read_transcript
+from data.manifest import read_transcript
+from data.utterances import Utterance
 
 SUFFIXES = {".csv": "csv", ".json": "nemo", ".jsonl": "nemo"}
 

@@ -17,18 +17,58 @@ class SampleKey(NamedTuple):
 
 
 @dataclass(frozen=True)
+class BatchLimit:
+    """The most that is in a batch: so many utterances, or so many seconds of audio, padding included."""
+
+    utterances: int = 0  # 0: as many as fit into the seconds
+    seconds: float = 0.0  # an utterance longer than that is a batch of its own
+
+    @classmethod
+    def of(cls, utterances: int, seconds: float | None) -> "BatchLimit":
+        """By seconds if these are given, else by utterances."""
+        return cls(seconds=seconds) if seconds else cls(utterances)
+
+    def times(self, processes: int) -> "BatchLimit":
+        return BatchLimit(self.utterances * processes, self.seconds * processes)
+
+    def cut(self, order: np.ndarray, durations: np.ndarray) -> list[np.ndarray]:
+        """Batches of the utterances `order`, as they come."""
+        if self.utterances:
+            return [order[i : i + self.utterances] for i in range(0, len(order), self.utterances)]
+        batches, begin, longest = [], 0, 0.0
+        for i, seconds in enumerate(durations[order].tolist()):
+            longest = max(longest, seconds)
+            if i > begin and (i + 1 - begin) * longest > self.seconds:
+                batches.append(order[begin:i])
+                begin, longest = i, seconds
+        return [*batches, order[begin:]] if len(order) else []
+
+
+@dataclass(frozen=True)
 class Position:
     """Where in an epoch's order a training stands.
 
-    The order is made by batches of `formed` utterances, of all processes together, and followed in these up to its end; if
-    that many no longer fit, it is cut anew from utterance `cut_at` on.
+    The order is made by batches `formed` by a limit, of all processes together, and followed in these up to its end; if that
+    is no longer the limit, it is cut anew from utterance `cut_at` on.
     """
 
     epoch: int = 0  # 0-based
     done: int = 0  # utterances of the order that were seen
-    formed: int = 0  # 0: as many as the batches hold now
+    formed: BatchLimit | None = None  # None: by the limit of now
     cut_at: int = 0
-    cut: int = 0  # utterances of a batch since then; 0: it was never cut
+    cut: BatchLimit | None = None  # None: it was never cut
+
+    @classmethod
+    def read(cls, kept: dict) -> "Position":
+        """From the dict that `dataclasses.asdict` makes of one. Raises: TypeError, ValueError, KeyError if it is not one."""
+        limits = {name: None if kept[name] is None else BatchLimit(**kept[name]) for name in ("formed", "cut")}
+        position = cls(**kept | limits)
+        counts = [position.epoch, position.done, position.cut_at, *(limit.utterances for limit in limits.values() if limit)]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("a count is not a whole number")
+        if not all(limit.utterances or limit.seconds > 0 for limit in limits.values() if limit):
+            raise ValueError("a batch without a limit")
+        return position
 
 
 class LengthBatchSampler:
@@ -38,14 +78,14 @@ class LengthBatchSampler:
     batches anew with a little jitter of the lengths and shuffle their order. The order follows from (seed, epoch) alone.
     Without `shuffle` every epoch runs from the shortest to the longest.
 
-    With several processes a batch is `batch_size` utterances of each. They take turns in its order of lengths, so that their
-    shares are alike and they finish together; at the end of an epoch a share may be empty.
+    With several processes the limit is each one's, which for seconds one utterance may exceed. They take turns in a batch's
+    order of lengths, so that their shares are alike and they finish together; at the end of an epoch a share may be empty.
     """
 
     def __init__(
         self,
         durations: Sequence[float],
-        batch_size: int,
+        limit: BatchLimit,
         *,
         shuffle: bool = True,
         sorta_grad: bool = True,
@@ -54,21 +94,19 @@ class LengthBatchSampler:
         world_size: int = 1,
     ):
         self.durations = np.asarray(durations, np.float64)
-        self.batch_size, self.shuffle, self.sorta_grad, self.seed = batch_size * world_size, shuffle, sorta_grad, seed
+        self.limit, self.shuffle, self.sorta_grad, self.seed = limit.times(world_size), shuffle, sorta_grad, seed
         self.rank, self.world_size = rank, world_size
         self.go_to(Position())
 
     def go_to(self, position: Position) -> Position:
         """Make what remains of an epoch from `position` on the next pass. Returns: the position as it is to be kept."""
-        formed = position.formed or self.batch_size
+        formed = position.formed or self.limit
         batches = self._form(position.epoch, formed)
-        last_cut = position.cut or formed
         cut_at, cut = position.cut_at, position.cut
-        if last_cut != self.batch_size:  # other batches than before, from here on
-            cut_at, cut = position.done, self.batch_size
+        if (cut or formed) != self.limit:  # other batches than before, from here on
+            cut_at, cut = position.done, self.limit
         if cut:
-            rest = np.concatenate(batches)[cut_at:]
-            batches = [rest[i : i + cut] for i in range(0, len(rest), cut)]
+            batches = cut.cut(np.concatenate(batches)[cut_at:], self.durations)
         else:
             cut_at = 0
         begins = cut_at + np.cumsum([0] + [len(batch) for batch in batches])
@@ -85,14 +123,20 @@ class LengthBatchSampler:
         for batch in self.batches:
             yield [SampleKey(epoch, int(index)) for index in batch[self.rank :: self.world_size]]
 
-    def _form(self, epoch: int, size: int) -> list[np.ndarray]:
+    @property
+    def padding(self) -> float:
+        """The share of padding in the batches that remain."""
+        padded = sum(len(batch) * self.durations[batch].max() for batch in self.batches)
+        return 1 - sum(self.durations[batch].sum() for batch in self.batches) / padded if padded else 0.0
+
+    def _form(self, epoch: int, limit: BatchLimit) -> list[np.ndarray]:
         shuffled = self.shuffle and (epoch > 0 or not self.sorta_grad)
         lengths = self.durations
         if shuffled:
             rng = np.random.default_rng((self.seed, epoch))
             lengths = lengths * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, len(lengths))
         order = np.argsort(lengths, kind="stable")
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        batches = limit.cut(order, self.durations)
         if shuffled:
             rng.shuffle(batches)
         return batches

@@ -42,7 +42,8 @@ from tqdm import tqdm
 from config import AudioConfig
 from data.command_line import argument_parser, number, run_script
 from data.files import whole_file
-from data.manifest import Utterance, sort_by_duration, write_manifest
+from data.manifest import sort_by_duration, write_manifest
+from data.utterances import Utterance
 
 FORMATS = ("wav", "flac")
 RECIPE = 1  # raise it when the same arguments no longer give the same corpus

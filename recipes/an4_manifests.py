@@ -25,7 +25,8 @@ if not __package__:  # run as a script, from whatever folder
 from data.audio import audio_duration
 from data.command_line import argument_parser, number, run_script
 from data.labels import normalize_transcript
-from data.manifest import Utterance, read_transcript, sort_by_duration, write_manifest
+from data.manifest import read_transcript, sort_by_duration, write_manifest
+from data.utterances import Utterance
 
 
 def main(argv: list[str] | None = None) -> int:

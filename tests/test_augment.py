@@ -20,10 +20,10 @@ from data.channel import amplify, reverberate, telephone
 from data.command_line import UsageError
 from data.dataset import BatchLoader, SpectrogramDataset
 from data.labels import Labels
-from data.manifest import Utterance
 from data.noise import add_noise, find_recordings, noise_part, repeated, rms
-from data.samplers import LengthBatchSampler, SampleKey
+from data.samplers import BatchLimit, LengthBatchSampler, SampleKey
 from data.tempo import OVERLAP, SEGMENT, change_speed, change_tempo
+from data.utterances import Utterance
 from model import output_frames
 
 RATE = 16000
@@ -311,7 +311,7 @@ def test_any_number_of_workers_gives_the_same_samples(folders, tmp_path, workers
         soundfile.write(path, hiss(0.5 + i / 10, i), RATE)
     utterances = [Utterance(str(path), "AB", duration=0.5 + i / 10) for i, path in enumerate(paths)]
     dataset = SpectrogramDataset(utterances, AudioConfig(), Labels(["_", "A", "B"]), everything(folders), 7, output_frames)
-    order = LengthBatchSampler([u.duration for u in utterances], 2, seed=5)
+    order = LengthBatchSampler([u.duration for u in utterances], BatchLimit(2), seed=5)
     spects = {}
     for batch in BatchLoader(dataset, order, workers):
         for row, frames, index in zip(batch.spects, batch.spect_lens, batch.indices, strict=True):

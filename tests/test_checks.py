@@ -9,7 +9,8 @@ from data import checks
 from data.audio import load_audio
 from data.checks import Problem, apply_policy, check_utterances, read_manifests, report
 from data.labels import Labels
-from data.manifest import Utterance, read_manifest
+from data.manifest import read_manifest
+from data.utterances import Utterance
 
 RATE = 16000
 AUDIO = AudioConfig(sample_rate=RATE)

@@ -13,8 +13,8 @@ import torch
 from config import AudioConfig, AugmentConfig
 from data.dataset import BadSample, BatchLoader, Sample, SpectrogramDataset, _interrupts_held, collate
 from data.labels import Labels, frames_needed
-from data.manifest import Utterance
-from data.samplers import LengthBatchSampler, Position, SampleKey
+from data.samplers import BatchLimit, LengthBatchSampler, Position, SampleKey
+from data.utterances import Utterance
 from model import output_frames
 
 LABELS = Labels(["_", "A", "B", " "])
@@ -48,7 +48,7 @@ def test_collate_pads_with_zeros_and_joins_targets():
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_workers_change_no_sample(utterances, workers):
-    order = LengthBatchSampler([u.duration for u in utterances], 2, seed=5)
+    order = LengthBatchSampler([u.duration for u in utterances], BatchLimit(2), seed=5)
     order.go_to(Position(epoch=1))
     alone = [collate([augmented(utterances)[key] for key in keys]) for keys in order]
     loaded = list(BatchLoader(augmented(utterances), order, workers))
@@ -89,7 +89,7 @@ def test_a_recording_broken_inside_stops_the_run_or_is_left_out_aloud(utterances
     utterances.append(Utterance(str(path), "AB", duration=2.5, manifest="m.csv", line=6))
     dataset = SpectrogramDataset(utterances, AudioConfig(), LABELS)
     assert isinstance(dataset[5], BadSample)
-    order = LengthBatchSampler([u.duration for u in utterances], 1)
+    order = LengthBatchSampler([u.duration for u in utterances], BatchLimit(1))
     with pytest.raises(ValueError, match=r"^m\.csv:6: .*broken\.flac.*--on-bad-data skip"):
         list(BatchLoader(dataset, order, 1))
     left = list(BatchLoader(dataset, order, 0, on_bad_data="skip"))

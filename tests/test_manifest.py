@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from data.manifest import Utterance, read_manifest, read_transcript, sort_by_duration, write_manifest
+from data.manifest import read_manifest, read_transcript, sort_by_duration, write_manifest
+from data.utterances import Utterance
 
 
 def written(path, content):

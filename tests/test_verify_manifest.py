@@ -20,8 +20,9 @@ from data.doctor import Manifest, dense
 from data.examine import Examined
 from data.labels import frames_needed
 from data.lengths import frame_count
-from data.manifest import Utterance, read_manifest, read_transcript
+from data.manifest import read_manifest, read_transcript
 from data.speakers import FOLDER, LIBRISPEECH, guess_pattern
+from data.utterances import Utterance
 from data.verify_manifest import main
 from model import output_frames
 
