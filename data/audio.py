@@ -13,10 +13,12 @@ import soxr
 
 from config import RATES
 from data.containers import CONVERT, READABLE, Memory, checked
+from data.shards import file_bytes, is_member
 
 BLOCK_FRAMES = 2**24  # read at most this many at once (17 min at 16 kHz), so that no header can make us allocate memory
 LOUDEST = 100.0  # full scale is 1; a float file may pass it, but not by 40 dB
 ROUNDING = 0.05  # seconds; manifests round times, so that a segment's end may lie beyond the last sample
+SEGMENT_TOLERANCE = 0.75 * ROUNDING  # by which checks let it: less than is read, which is counted in whole samples
 
 
 def load_audio(
@@ -28,7 +30,8 @@ def load_audio(
     format: integers stay within it, while floats that go beyond it (and overshoots of mp3 or resampling) are kept,
     because clipping them would destroy speech that is there; the features are normalised anyway.
 
-    source: a path, or a binary file object, which is read from where it stands to its end.
+    source: a path, also of a recording in a shard (data/shards.py), or a binary file object, which is read from where it
+        stands to its end.
     offset, duration: seconds; a duration of None goes to the end.
     Returns: (S,) float32, S samples at `sample_rate` Hz.
     Raises: ValueError if the file is no audio that can be read, is damaged or truncated, holds no samples or impossible
@@ -53,6 +56,12 @@ def audio_duration(source: Path | str | BinaryIO) -> float:
         if file.frames == 0:
             raise ValueError("no samples")
         return file.frames / file.samplerate
+
+
+def rate_and_channels(source: Path | str | BinaryIO) -> tuple[int, int]:
+    """How a recording is stored: samples a second and channels. Raises: as audio_duration."""
+    with _opened(source) as file:
+        return file.samplerate, file.channels
 
 
 def source_name(source: Path | str | BinaryIO) -> str:
@@ -89,6 +98,8 @@ def _opened(source: Path | str | BinaryIO) -> Iterator[soundfile.SoundFile]:
 def _binary(source: Path | str | BinaryIO) -> BinaryIO:
     if not isinstance(source, (str, os.PathLike)):
         return Memory(source.read())
+    if is_member(os.fspath(source)):
+        return Memory(file_bytes(os.fspath(source)))
     mode = os.stat(source).st_mode
     if not stat.S_ISREG(mode):
         raise ValueError(f"{'a directory' if stat.S_ISDIR(mode) else 'not a file'}; expected an audio file")

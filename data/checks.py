@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from config import AudioConfig
-from data.audio import ROUNDING, audio_duration
+from data.audio import SEGMENT_TOLERANCE, audio_duration
 from data.command_line import progress_bar
 from data.labels import Labels, frames_needed
 from data.lengths import frame_count
@@ -39,8 +39,6 @@ KINDS = (
 
 POLICIES = ("fail", "skip")
 LINES_SHOWN = 3  # of each kind
-# Seconds that a segment may reach beyond its recording: less than load_audio allows, which counts in whole samples.
-SEGMENT_TOLERANCE = 0.75 * ROUNDING
 
 
 @dataclass(frozen=True)

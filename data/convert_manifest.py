@@ -9,11 +9,13 @@
     kaldi         a data directory: wav.scp, text, segments, utt2spk, spk2utt
     mozilla       DeepSpeech's CSV: wav_filename,wav_filesize,transcript
     huggingface   an audiofolder: metadata.csv or metadata.jsonl beside the recordings
+    webdataset    tar files of recordings and transcripts, 'corpus-{000..127}.tar', which this toolkit reads as well
 
 The input's format is told by what is in it. What the output cannot hold is named, with how often it was there. Relative paths
 start at the manifest's folder, Kaldi's at the current one. Pipes in wav.scp are never run: those that only decode a file
-(cat, flac -c -d, sph2pipe -f wav, sox F -t wav -) mean that file, all others are refused. csv, mozilla and huggingface cannot
-hold segments of recordings, and huggingface none outside its folder: --audio-dir says where such are cut or copied to.
+(cat, flac -c -d, sph2pipe -f wav, sox F -t wav -) mean that file, all others are refused. csv, mozilla, huggingface and
+webdataset cannot hold segments of recordings, and huggingface none outside its folder: --audio-dir says where such are cut or
+copied to.
 """
 
 import sys

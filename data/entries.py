@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from data.audio import ROUNDING, audio_duration, load_audio
+from data.audio import SEGMENT_TOLERANCE, audio_duration, load_audio
 from data.command_line import progress_bar
 from data.files import whole_file
 from data.labels import normalize_transcript
 from data.utterances import Utterance
-
-TOLERANCE = 0.75 * ROUNDING  # seconds by which a whole file's duration may be rounded
 
 
 @dataclass(slots=True)
@@ -57,12 +55,12 @@ def settled(utterance: Utterance) -> Utterance:
         raise ValueError(f"{utterance.where}: {error}") from None
     offset = utterance.offset or 0.0
     duration = whole - offset if utterance.duration is None else utterance.duration
-    if not 0 < duration <= whole - offset + TOLERANCE:
+    if not 0 < duration <= whole - offset + SEGMENT_TOLERANCE:
         raise ValueError(
             f"{utterance.where}: {utterance.audio}: {whole:.3f} s long: expected {duration:.3f} s from {offset:.3f} s, as the "
             "manifest says"
         )
-    if not offset and duration >= whole - TOLERANCE:
+    if not offset and duration >= whole - SEGMENT_TOLERANCE:
         return replace(utterance, offset=None, duration=whole)
     return replace(utterance, offset=offset, duration=duration)
 

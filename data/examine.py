@@ -17,10 +17,9 @@ from functools import partial
 from multiprocessing.connection import wait
 
 import numpy as np
-import soundfile
 
 from config import AudioConfig
-from data.audio import load_audio
+from data.audio import load_audio, rate_and_channels
 from data.checks import UNREADABLE_AUDIO, Problem, check_utterance, problems_of
 from data.command_line import progress_bar
 from data.labels import Labels
@@ -88,7 +87,7 @@ def examine(utterance: Utterance, labels: Labels, audio: AudioConfig) -> Examine
     if utterance.duration is None or problems_of(problems, UNREADABLE_AUDIO):
         return Examined(utterance, problems)
     try:
-        rate, channels = _rate_and_channels(utterance.audio)
+        rate, channels = rate_and_channels(utterance.audio)
         wave = load_audio(utterance.audio, rate, *utterance.segment)
     except (OSError, ValueError) as error:
         return Examined(replace(utterance, duration=None), [*problems, Problem(UNREADABLE_AUDIO, utterance.where, str(error))])
@@ -139,15 +138,6 @@ def _examine_chunk(utterances: Sequence[Utterance], labels: Labels, audio: Audio
 def _cores() -> int:
     """How many cores this process may use, which a container or a batch system may have limited."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _rate_and_channels(path: str) -> tuple[int, int]:
-    """Of a recording whose header has been checked."""
-    try:
-        with open(path, "rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as audio:
-            return audio.samplerate, audio.channels
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: {error.error_string}") from None
 
 
 def _clipped_share(wave: np.ndarray, low: float, high: float) -> float:

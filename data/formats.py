@@ -5,6 +5,7 @@
     kaldi         a data directory: wav.scp, text, and where there are any segments, utt2spk
     mozilla       DeepSpeech's CSV: wav_filename,wav_filesize,transcript
     huggingface   an audiofolder's metadata.csv or metadata.jsonl beside the recordings: file_name, transcription or text
+    webdataset    tar files of recordings and transcripts, which this toolkit reads as well: corpus-{000..127}.tar
 
 No format holds all that another one does. Whoever reads or writes is told what was lost, in words and numbers.
 """
@@ -21,7 +22,9 @@ from data.entries import Contents, Entry, Target, below, decoded, lines_to, list
 from data.files import whole_file
 from data.kaldi import read_kaldi, write_kaldi
 from data.manifest import read_manifest, read_transcript, write_manifest
+from data.shards import names_shards
 from data.utterances import Utterance
+from data.webdataset import read_webdataset, write_webdataset
 
 MOZILLA_COLUMNS = ["wav_filename", "wav_filesize", "transcript"]
 HUGGINGFACE_FILES = ("metadata.csv", "metadata.jsonl")
@@ -39,6 +42,8 @@ def kind_of(path: str) -> str:
         raise ValueError(f"{path}: a folder without wav.scp, {' or '.join(HUGGINGFACE_FILES)}: expected one of these")
     if os.path.basename(path) in HUGGINGFACE_FILES:
         return "huggingface"
+    if names_shards(path):
+        return "webdataset"
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         head = file.read(4096).lstrip()
     if head.startswith("{"):
@@ -268,6 +273,7 @@ READERS = {
     "kaldi": read_kaldi,
     "mozilla": _read_mozilla,
     "huggingface": _read_huggingface,
+    "webdataset": read_webdataset,
 }
 WRITERS = {
     "csv": _write_csv,
@@ -275,5 +281,6 @@ WRITERS = {
     "kaldi": write_kaldi,
     "mozilla": _write_mozilla,
     "huggingface": _write_huggingface,
+    "webdataset": write_webdataset,
 }
 FORMATS = tuple(READERS)

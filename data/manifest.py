@@ -29,6 +29,7 @@ import numpy as np
 
 from data.files import whole_file
 from data.labels import normalize_transcript
+from data.shards import names_shards, read_shards
 from data.utterances import Strings, StringsBuilder, Utterance, UtteranceTable
 
 CSV_LINE = "/path/to/audio.wav,/path/to/transcript.txt"
@@ -38,12 +39,14 @@ JSON_LINES = 1000
 
 
 def read_manifest(path: str | PathLike[str]) -> UtteranceTable:
-    """Read a manifest of either format, in its order.
+    """Read a manifest of either format, or shards (data/shards.py), in their order.
 
     Raises: FileNotFoundError or another OSError if it cannot be opened; ValueError, naming the file and the line, if it
         is a folder, not text, empty, or has a line that is neither format's.
     """
     path = os.fspath(path)
+    if names_shards(path):
+        return read_shards(path)
     folder = os.path.join(os.path.dirname(os.path.abspath(path)), "")
     if _is_json(path):
         utterances = _json_table(path, folder)
