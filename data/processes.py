@@ -22,4 +22,7 @@ def die_with_parent() -> None:
 def leave_group() -> None:
     """Belong to the parent alone: what a terminal or a scheduler sends to the parent's process group does not come here."""
     os.setpgid(0, 0)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    for number in held:  # to ignore a signal is to forget the one that came while it was held, and the process in the group
+        signal.signal(number, signal.signal(number, signal.SIG_IGN))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
