@@ -84,6 +84,8 @@ class Runtime:
     @classmethod
     def choose(cls, cuda: bool, precision: Precision | None = None, gpu: int | None = None) -> "Runtime":
         """The runtime of a single process. Raises: ValueError if this machine has not what is asked for."""
+        # oneDNN would keep a thousand kernels, and makes one for every length: gigabytes in a long run, and it is no faster.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
         precision = precision or Precision()
         if cuda and not torch.cuda.is_available():
             raise ValueError(
