@@ -9,7 +9,16 @@ from dataclasses import dataclass, fields
 
 RNN_TYPES = ("rnn", "gru", "lstm")
 WINDOWS = ("hamming", "hann", "blackman", "bartlett")
+DECODERS = ("greedy", "beam")
 RATES = range(1000, 768001)  # Hz; what only a damaged file says could fill the memory, resampling from it or to it
+DECODER_BOUNDS = (  # within which no factor of the search runs over
+    ("alpha", 0.0, 10.0),
+    ("beta", -100.0, 100.0),
+    ("unk_penalty", 0.0, float("inf")),
+    ("cutoff_prob", 0.0, 1.0),
+    ("token_min_logp", float("-inf"), 0.0),
+    ("beam_prune_logp", float("-inf"), 0.0),
+)
 MOST_LAYERS = 100  # recurrent; so that no file can have thousands of them built
 MOST_NOISE = 1000.0  # noise RMS over speech RMS: 60 dB below its noise, speech is not there
 
@@ -127,6 +136,40 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """How log probabilities become text."""
+    """How log probabilities become text. A text's score is acoustic ln p + alpha * language model ln p + beta * its words."""
 
     decoder: str = "greedy"
+    beam_width: int = 10  # prefixes kept in each frame
+    top_paths: int = 1  # readings told of each utterance
+    lm_path: str | None = None  # language model: ARPA or KenLM binary
+    alpha: float = 0.8  # weight of the language model
+    beta: float = 1.0  # added for each word; with a language model only
+    unk_penalty: float = 10.0  # taken off for each word that the language model does not know; inf: there are no such words
+    hotwords: str | None = None  # WORD:weight,WORD or a file of such, one a line
+    cutoff_top_n: int = 40  # labels of a frame, at most
+    cutoff_prob: float = 1.0  # labels of a frame, most probable first, until they add up to this
+    token_min_logp: float = -5.0  # labels below this ln p in a frame are left out of it
+    beam_prune_logp: float = -10.0  # prefixes this much below the best one are dropped
+    lm_workers: int = 1  # threads, an utterance each
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder {self.decoder!r}: expected {' or '.join(DECODERS)}")
+        for name in ("beam_width", "top_paths", "cutoff_top_n", "lm_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{_flag(name)} {getattr(self, name)}: expected at least 1")
+        for name, least, most in DECODER_BOUNDS:
+            if not least <= getattr(self, name) <= most:  # which is never true of NaN
+                raise ValueError(f"{_flag(name)} {getattr(self, name):g}: expected {least:g} to {most:g}")
+        if self.top_paths > self.beam_width:
+            raise ValueError(f"--top-paths {self.top_paths}: expected at most the {self.beam_width} of --beam-width")
+        if self.decoder == "greedy":
+            for name in ("lm_path", "hotwords"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{_flag(name)} {getattr(self, name)}: greedy decoding cannot use it; --decoder beam can")
+            if self.top_paths > 1:
+                raise ValueError(f"--top-paths {self.top_paths}: greedy decoding knows one reading; --decoder beam knows more")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

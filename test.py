@@ -8,6 +8,7 @@ import sys
 
 from asr import options
 from data.command_line import argument_parser, number, progress_bar, run_script
+from data.files import check_writable
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -16,9 +17,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     options.add_batch_options(parser)
     parser.add_argument("--num-workers", type=number(int, 0), default=4, help="data-loading processes; 0: none")
     parser.add_argument("--verbose", action="store_true", help="reference, hypothesis, WER and CER of each utterance")
-    parser.add_argument(
-        "--save-output", metavar="FILE", help="write the log probabilities there (.npz), for language model tuning"
-    )
+    parser.add_argument("--save-output", metavar="FILE", help="keep the network's output there (.npz) for search_lm_params.py")
     parser.add_argument("--cer-spaces", action="store_true", help="count spaces in the character error rate")
     options.add_bad_data_option(parser)
     options.add_inference_options(parser)
@@ -26,12 +25,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def test(args: argparse.Namespace) -> None:
-    from asr.evaluation import Errors, count_errors, evaluate, save_output
+    from asr.evaluation import Errors, count_errors, evaluate
     from asr.recognizer import Recognizer
+    from asr.saved_output import save_output
     from data.checks import read_manifests
     from data.dataset import BatchLoader, SpectrogramDataset
     from data.samplers import BatchLimit, LengthBatchSampler
 
+    if args.save_output:
+        check_writable(args.save_output)
     recognizer = Recognizer.from_options(args)
     (utterances,) = read_manifests([args.test_manifest], recognizer.audio, policy=args.on_bad_data)
     order = LengthBatchSampler(utterances.durations, BatchLimit.of(args.batch_size, args.batch_seconds), shuffle=False)

@@ -1,17 +1,14 @@
 """How good a model is: word and character errors over a data set."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
 from asr.runtime import Runtime
 from data.dataset import Batch
-from data.files import whole_file
 from decoder import GreedyDecoder, Hypothesis
 
 
@@ -113,20 +110,3 @@ def evaluate(
     if not found:
         raise ValueError("no utterance could be evaluated; the reasons are above")
     return dict(sorted(found.items()))
-
-
-def save_output(path: str | Path, outputs: dict[int, Tensor], references: Sequence[str], symbols: Sequence[str]) -> None:
-    """Write log probabilities for tuning a language model, as one .npz without pickled objects.
-
-    Arrays: log_probs (sum of all L, C) float32, utterance after utterance; lens (N,) frames of each; references (N,) and
-    labels (C,) text.
-    """
-    ordered = [outputs[index].numpy() for index in sorted(outputs)]
-    arrays = {
-        "log_probs": np.concatenate(ordered),
-        "lens": np.array([len(output) for output in ordered]),
-        "references": np.array(references),
-        "labels": np.array(symbols),
-    }
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)

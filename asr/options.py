@@ -7,7 +7,17 @@ import argparse
 import dataclasses
 from typing import TypeVar
 
-from config import MOST_NOISE, RNN_TYPES, WINDOWS, AudioConfig, AugmentConfig, DecoderConfig, ModelConfig, OptimizerConfig
+from config import (
+    DECODERS,
+    MOST_NOISE,
+    RNN_TYPES,
+    WINDOWS,
+    AudioConfig,
+    AugmentConfig,
+    DecoderConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
 from data.command_line import UsageError, number
 
 Config = TypeVar("Config")
@@ -151,8 +161,69 @@ def _add_spec_augment_options(parser: argparse.ArgumentParser, default: AugmentC
 
 
 def add_decoder_options(parser: argparse.ArgumentParser) -> None:
+    """Flags whose values `decoder_config` takes."""
     group = parser.add_argument_group("decoder")
-    group.add_argument("--decoder", choices=("greedy",), default=DecoderConfig().decoder, help="how to decode")
+    default = DecoderConfig()
+    group.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default=default.decoder,
+        help="greedy: the best label of each frame; beam: the best text, with a language model and hot words if given",
+    )
+    group.add_argument("--beam-width", type=number(int, 1), default=default.beam_width, help="texts kept in each frame")
+    group.add_argument("--top-paths", type=number(int, 1), default=default.top_paths, help="readings to give, best first")
+    group.add_argument("--lm-path", metavar="FILE", help="language model: ARPA, plain or gzipped, or KenLM binary")
+    group.add_argument("--alpha", type=number(float), help=f"weight of the language model (default: {default.alpha:g})")
+    group.add_argument("--beta", type=number(float), help=f"added to the score for each word (default: {default.beta:g})")
+    group.add_argument(
+        "--unk-penalty",
+        type=number(float),
+        help="taken off for each word that the language model does not know; inf: such words are never written "
+        f"(default: {default.unk_penalty:g})",
+    )
+    group.add_argument(
+        "--hotwords",
+        metavar="WORDS|FILE",
+        help="words to expect, as TANAKA:8,KYOTO with weights or without, or a file with one a line",
+    )
+    _add_pruning_options(group, default)
+    group.add_argument("--lm-workers", type=number(int, 1), default=default.lm_workers, help="threads, an utterance each")
+
+
+def _add_pruning_options(group: argparse._ArgumentGroup, default: DecoderConfig) -> None:
+    group.add_argument(
+        "--cutoff-top-n", type=number(int, 1), default=default.cutoff_top_n, help="labels looked at in a frame, at most"
+    )
+    group.add_argument(
+        "--cutoff-prob",
+        type=number(float),
+        default=default.cutoff_prob,
+        help="labels looked at in a frame: the most probable, until they add up to this",
+    )
+    group.add_argument(
+        "--token-min-logp",
+        type=number(float),
+        default=default.token_min_logp,
+        help="labels below this ln p are not looked at; =-inf: none",
+    )
+    group.add_argument(
+        "--beam-prune-logp",
+        type=number(float),
+        default=default.beam_prune_logp,
+        help="texts this far below the best one are dropped; =-inf: none",
+    )
+
+
+def decoder_config(args: argparse.Namespace) -> DecoderConfig:
+    """The decoder as its flags say. Raises: UsageError if they contradict each other."""
+    unset = {}
+    for name in ("alpha", "beta", "unk_penalty"):
+        if getattr(args, name) is None:
+            unset[name] = getattr(DecoderConfig, name)
+        elif args.lm_path is None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} {getattr(args, name):g}: no language model is given; add --lm-path FILE")
+    return config_from(DecoderConfig, args, **unset)
 
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:

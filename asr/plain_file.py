@@ -127,7 +127,7 @@ def _check_extent(content: dict, file_bytes: int) -> None:
         else:
             held = []
         if isinstance(value, Tensor):
-            claimed += _stored_bytes(value, name)
+            claimed += stored_bytes(value, name)
         elif isinstance(value, str | bytes | bytearray):
             room -= len(value)
         if room < 0 or depth > DEEPEST:
@@ -137,7 +137,7 @@ def _check_extent(content: dict, file_bytes: int) -> None:
         raise ValueError(f"its tensors claim {claimed:,} bytes, and the whole file has {file_bytes:,}")
 
 
-def _stored_bytes(tensor: Tensor, name: str) -> int:
+def stored_bytes(tensor: Tensor, name: str) -> int:
     """Raises: ValueError if not each number of a tensor is a number in the file."""
     kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else ""
     if kind or tensor.layout != torch.strided:

@@ -9,7 +9,7 @@ import torch
 
 from asr.checkpoint import load_checkpoint
 from asr.evaluation import acoustic_output
-from asr.options import config_from
+from asr.options import decoder_config
 from asr.runtime import Precision, Runtime
 from config import DecoderConfig
 from data.audio import load_audio, source_name
@@ -41,7 +41,7 @@ class Recognizer:
             raise UsageError(f"--half and --precision {args.precision} contradict each other; leave one of them out")
         precision = Precision.choose("fp16", "O2") if args.half else Precision.choose(args.precision)
         runtime = Runtime.choose(args.cuda, precision)
-        recognizer = cls(args.model_path, config_from(DecoderConfig, args), runtime)
+        recognizer = cls(args.model_path, decoder_config(args), runtime)
         if args.sample_rate not in (None, recognizer.audio.sample_rate):
             raise UsageError(
                 f"--sample-rate {args.sample_rate}: {args.model_path} was trained at {recognizer.audio.sample_rate} Hz; "
@@ -65,11 +65,13 @@ class Recognizer:
 
     def answer(self, hypotheses: Sequence[Hypothesis], offsets: bool = False) -> dict:
         """The JSON of transcribe.py for one recording; `offsets` adds each character's output frame."""
+        language_model = self.decoder.model
+        weights = {name: getattr(self.config, name) if language_model else None for name in ("alpha", "beta")}
         return {
             "output": [{"transcription": h.text, **({"offsets": list(h.offsets)} if offsets else {})} for h in hypotheses],
             "_meta": {
                 "acoustic_model": {"name": self.name},
-                "language_model": {"name": None},
-                "decoder": {"lm": False, "alpha": None, "beta": None, "type": self.config.decoder},
+                "language_model": {"name": language_model.name if language_model else None},
+                "decoder": {"lm": language_model is not None, **weights, "type": self.config.decoder},
             },
         }

@@ -23,6 +23,7 @@ from data.audio import load_audio, rate_and_channels
 from data.checks import UNREADABLE_AUDIO, Problem, check_utterance, problems_of
 from data.command_line import progress_bar
 from data.labels import Labels
+from data.processes import cores
 from data.utterances import Utterance
 
 SILENT = "silent audio"
@@ -66,7 +67,7 @@ def examine_all(utterances: Sequence[Utterance], labels: Labels, audio: AudioCon
     """
     work = partial(_examine_chunk, labels=labels, audio=audio)
     chunks = [utterances[i : i + CHUNK] for i in range(0, len(utterances), CHUNK)]
-    jobs = min(jobs or _cores(), len(chunks))
+    jobs = min(jobs or cores(), len(chunks))
     if jobs <= 1:
         yield from _shown(map(work, chunks), len(utterances))
         return
@@ -133,11 +134,6 @@ def _shown(chunks: Iterable[list[Examined]], total: int) -> Iterator[Examined]:
 
 def _examine_chunk(utterances: Sequence[Utterance], labels: Labels, audio: AudioConfig) -> list[Examined]:
     return [examine(utterance, labels, audio) for utterance in utterances]
-
-
-def _cores() -> int:
-    """How many cores this process may use, which a container or a batch system may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _clipped_share(wave: np.ndarray, low: float, high: float) -> float:

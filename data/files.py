@@ -57,7 +57,7 @@ def _runs(pid: int) -> bool:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Find out before hours of work whether their result can be written. Raises: OSError naming the path."""
-    if not os.path.basename(path):
+    if not os.path.basename(path) or os.path.isdir(path):
         raise OSError(errno.EISDIR, "a folder: expected the name of a file to write", os.fspath(path) or "''")
     with whole_file(Path(path).with_name(f".{Path(path).name}.check")) as trial:
         trial.touch()

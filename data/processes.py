@@ -26,3 +26,8 @@ def leave_group() -> None:
     for number in held:  # to ignore a signal is to forget the one that came while it was held, and the process in the group
         signal.signal(number, signal.signal(number, signal.SIG_IGN))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+
+
+def cores() -> int:
+    """How many cores this process may use, which a container or a batch system may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

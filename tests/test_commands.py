@@ -62,7 +62,7 @@ def test_test_py_prints_the_manifests_order_and_saves_the_output(corpus, trained
     assert float(re.search(r"^Test Summary\tAverage WER ([\d.]+)\tAverage CER [\d.]+$", done.stdout, re.MULTILINE)[1]) < 20
     output = np.load(corpus / "out.npz", allow_pickle=False)
     assert output["lens"].sum() == len(output["log_probs"]) and output["references"].tolist() == references
-    np.testing.assert_allclose(np.exp(output["log_probs"]).sum(-1), 1, atol=1e-4)
+    np.testing.assert_allclose(np.exp(output["log_probs"].astype(np.float32)).sum(-1), 1, atol=2e-3)
 
 
 def test_transcribe_answers_in_json(corpus, trained):
