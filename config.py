@@ -19,6 +19,7 @@ DECODER_BOUNDS = (  # within which no factor of the search runs over
     ("token_min_logp", float("-inf"), 0.0),
     ("beam_prune_logp", float("-inf"), 0.0),
 )
+HOTWORD_WEIGHT = 6.0  # added to the score for a hot word that is given without a weight
 MOST_LAYERS = 100  # recurrent; so that no file can have thousands of them built
 MOST_NOISE = 1000.0  # noise RMS over speech RMS: 60 dB below its noise, speech is not there
 

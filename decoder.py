@@ -4,8 +4,9 @@ L output frames, C labels, B utterances. Label 0 is the CTC blank. Times are out
 business. What is compiled of the beam search is in decoding/.
 """
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -95,12 +96,7 @@ class GreedyDecoder:
 
         log_probs (B, L, C) of log-softmaxed logits, lens (B,) frames that count.
         """
-        return [self._decode_one(utterance) for utterance in utterances(log_probs, lens, len(self.symbols))]
-
-    def _decode_one(self, log_probs: np.ndarray) -> list[Hypothesis]:
-        stream = self.start()
-        stream.feed(log_probs)
-        return stream.finish()
+        return [decode_at_once(self, utterance) for utterance in utterances(log_probs, lens, len(self.symbols))]
 
     def start(self) -> "GreedyStream":
         """Decode frames as they come."""
@@ -117,7 +113,7 @@ class GreedyStream:
 
     def feed(self, log_probs: Tensor | np.ndarray) -> None:
         """Go on with frames (L, C)."""
-        log_probs = np.asarray(log_probs)
+        log_probs = as_float32(log_probs)
         best = log_probs.argmax(-1)
         for label, ln_p in zip(best.tolist(), log_probs.max(-1).tolist(), strict=True):
             if label != BLANK and label != self.last:  # labels are compared as indices
@@ -127,6 +123,7 @@ class GreedyStream:
             self.score, self.frames, self.last = self.score + ln_p, self.frames + 1, label
 
     def partial(self) -> Hypothesis:
+        """What was said so far."""
         labels, start, end, ln_p = zip(*self.characters, strict=True) if self.characters else [()] * 4
         sure = [1.0] * len(labels)  # there is one reading
         spelled = Spelled([self.symbols[label] for label in labels], start, end, [math.exp(x) for x in ln_p], sure, sure)
@@ -134,6 +131,7 @@ class GreedyStream:
         return Hypothesis("".join(spelled.text), start, self.score, self.score, 0.0, words)
 
     def finish(self) -> list[Hypothesis]:
+        """The one reading of all frames so far."""
         return [self.partial()]
 
 
@@ -160,20 +158,17 @@ class BeamDecoder:
     def model(self) -> object | None:
         return self._vocabulary.model
 
-    def with_settings(self, **changes: object) -> "BeamDecoder":
-        """A decoder with other settings that shares model and vocabulary with this one, as tuning needs them by the hundred.
+    def with_weights(self, **changes: object) -> "BeamDecoder":
+        """A decoder of other weights that shares the model with this one, as tuning needs them by the hundred.
 
-        `changes`: fields of DecoderConfig, but for decoder, lm_path and hotwords.
+        `changes`: any fields of DecoderConfig but decoder, lm_path and hotwords.
         """
         from decoding.setup import build_setup
 
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.config = replace(self.config, **changes)
         other._setup = build_setup(self._vocabulary, other.config)
         return other
-
-    with_weights = with_settings
 
     def decode(self, log_probs: Tensor, lens: Tensor) -> list[list[Hypothesis]]:
         """Best first, up to `top_paths` for each utterance; `lm_workers` threads decode one each.
@@ -184,19 +179,21 @@ class BeamDecoder:
         """
         rows = utterances(log_probs, lens, len(self.symbols))
         if self.config.lm_workers == 1:
-            outcomes = [_outcome(self._decode_one, row) for row in rows]
+            outcomes = [self._outcome(row) for row in rows]
         else:
             with ThreadPoolExecutor(self.config.lm_workers) as threads:
-                outcomes = list(threads.map(lambda row: _outcome(self._decode_one, row), rows))
+                outcomes = list(threads.map(self._outcome, rows))
         failures = {row: outcome for row, outcome in enumerate(outcomes) if isinstance(outcome, ValueError)}
         if failures:
             raise DecodeError(failures, [None if row in failures else outcome for row, outcome in enumerate(outcomes)])
         return outcomes
 
-    def _decode_one(self, log_probs: np.ndarray) -> list[Hypothesis]:
-        stream = self.start()
-        stream.feed(log_probs)
-        return stream.finish()
+    def _outcome(self, log_probs: np.ndarray) -> list[Hypothesis] | ValueError:
+        """What comes of an utterance, be it an error, so that the others are not lost."""
+        try:
+            return decode_at_once(self, log_probs)
+        except ValueError as error:
+            return error
 
     def start(self) -> "BeamStream":
         """Decode frames as they come."""
@@ -217,8 +214,7 @@ class BeamStream:
 
     def feed(self, log_probs: Tensor | np.ndarray) -> None:
         """Go on with frames (L, C). Raises: ValueError, and takes none of them, if they are not ln of probabilities."""
-        frames = np.ascontiguousarray(log_probs, np.float32).view()
-        frames.flags.writeable = False  # so that the search is compiled once for arrays of any origin
+        frames = as_float32(log_probs)
         if frames.ndim != 2 or frames.shape[1] != len(self.decoder.symbols):
             raise ValueError(f"frames of shape {frames.shape}: expected (frames, {len(self.decoder.symbols)} labels)")
         check_probabilities(frames, self._search.frames)
@@ -245,6 +241,13 @@ class BeamStream:
         )
 
 
+def decode_at_once(decoder: GreedyDecoder | BeamDecoder, log_probs: np.ndarray) -> list[Hypothesis]:
+    """Decode all frames (L, C) of an utterance, the way that streams go."""
+    stream = decoder.start()
+    stream.feed(log_probs)
+    return stream.finish()
+
+
 def utterances(log_probs: Tensor, lens: Tensor, num_labels: int) -> list[np.ndarray]:
     """The frames that count of each utterance, (L, C) float32. Raises: ValueError if the shapes do not fit."""
     if log_probs.ndim != 3 or log_probs.shape[2] != num_labels or lens.shape != log_probs.shape[:1]:
@@ -255,8 +258,17 @@ def utterances(log_probs: Tensor, lens: Tensor, num_labels: int) -> list[np.ndar
     outside = [n for n in lens.tolist() if not 0 <= n <= log_probs.shape[1]]
     if outside:
         raise ValueError(f"length {outside[0]}: expected 0 to {log_probs.shape[1]}, the frames there are")
-    frames = log_probs.float().cpu().numpy()
+    frames = as_float32(log_probs)
     return [row[:n] for row, n in zip(frames, lens.tolist(), strict=True)]
+
+
+def as_float32(log_probs: Tensor | np.ndarray) -> np.ndarray:
+    """An array that is only read, so that the search is compiled once for arrays of any origin."""
+    if isinstance(log_probs, Tensor):
+        log_probs = log_probs.detach().float().cpu().numpy()
+    frames = np.ascontiguousarray(log_probs, np.float32).view()
+    frames.flags.writeable = False
+    return frames
 
 
 def check_probabilities(frames: np.ndarray, first: int) -> None:
@@ -267,14 +279,6 @@ def check_probabilities(frames: np.ndarray, first: int) -> None:
         raise ValueError(
             f"frame {first + wrong[0]}: its probabilities add up to {totals[wrong[0]]:g}: expected 1, as log_softmax makes it"
         )
-
-
-def _outcome(work: Callable, argument: np.ndarray) -> object:
-    """What comes of some work, or its ValueError, so that the others' is not lost."""
-    try:
-        return work(argument)
-    except ValueError as error:
-        return error
 
 
 def build_decoder(config: DecoderConfig, symbols: Sequence[str]) -> GreedyDecoder | BeamDecoder:

@@ -5,15 +5,16 @@ import math
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from config import HOTWORD_WEIGHT
 from data.labels import normalize_transcript
 
 SPACE = " "
-DEFAULT_WEIGHT = 6.0  # ln: of a hot word given without one
 MOST_WEIGHT = 100.0
 
 
@@ -35,6 +36,15 @@ class HotWords(NamedTuple):
     most: float  # that one label can add
 
 
+@dataclass
+class _State:
+    children: dict[int, int] = field(default_factory=dict)  # state by label
+    partial: float = 0.0
+    bonus: float = 0.0
+    ends: bool = False
+    fail: int = 0
+
+
 def build_hot_words(weights: Mapping[str, float], symbols: Sequence[str]) -> HotWords:
     """The automaton of hot words, or of phrases, for the labels of a model.
 
@@ -43,74 +53,61 @@ def build_hot_words(weights: Mapping[str, float], symbols: Sequence[str]) -> Hot
     Raises: ValueError if a word has characters that are no labels.
     """
     label_of = {symbol: label for label, symbol in enumerate(symbols) if label}
-    patterns: dict[tuple[int, ...], float] = {}
+    patterns: dict[str, float] = {}
     for text, weight in weights.items():
         strange = sorted({c for c in text if c not in label_of})
         if strange:
             raise ValueError(f"hot word {text!r}: the model has no labels for {''.join(strange)!r}")
-        for part in text.split():
-            patterns.setdefault(_pattern(part, label_of), 0.0)
-        patterns[_pattern(text, label_of)] = weight
-    children: list[dict[int, int]] = [{}]
-    partial, bonus, ends = [0.0], [0.0], [False]
-    start = 0
-    for labels, weight in patterns.items():
-        state = 0
-        for said, label in enumerate(labels, 1):
-            if label not in children[state]:
-                children[state][label] = len(children)
-                children.append({})
-                partial.append(0.0)
-                bonus.append(0.0)
-                ends.append(False)
-            state = children[state][label]
-            if said < len(labels):
-                partial[state] = max(partial[state], weight * _share(said, labels, label_of))
-        bonus[state] += weight
-        ends[state] = True
-    if SPACE in label_of and patterns:
-        start = children[0][label_of[SPACE]]
-    fail = _link(children, partial, bonus, ends)
-    steps = [partial[c] + bonus[c] - partial[n] for n, below in enumerate(children) for c in below.values()]
-    flat = [(label, child) for below in children for label, child in sorted(below.items())]
+        patterns |= {part: 0.0 for part in text.split() if part not in weights} | {text: weight}
+    states = [_State()]
+    for text, weight in patterns.items():
+        _add(states, [label_of[c] for c in text], weight, label_of.get(SPACE))
+    _link(states)
+    steps = [states[c].partial + states[c].bonus - state.partial for state in states for c in state.children.values()]
+    children = [(label, child) for state in states for label, child in sorted(state.children.items())]
     tables = HotTables(
-        np.cumsum([0, *(len(below) for below in children)], dtype=np.int32),
-        np.array([label for label, _ in flat], np.int32),
-        np.array([child for _, child in flat], np.int32),
-        np.array(fail, np.int32),
-        np.array(partial),
-        np.array(bonus),
-        np.array(ends),
+        np.cumsum([0, *(len(state.children) for state in states)], dtype=np.int32),
+        np.array([label for label, _ in children], np.int32),
+        np.array([child for _, child in children], np.int32),
+        np.array([state.fail for state in states], np.int32),
+        np.array([state.partial for state in states]),
+        np.array([state.bonus for state in states]),
+        np.array([state.ends for state in states]),
     )
-    return HotWords(tables, start, max([0.0, *steps]))
+    return HotWords(tables, states[0].children.get(label_of.get(SPACE), 0), max([0.0, *steps]))
 
 
-def _pattern(text: str, label_of: Mapping[str, int]) -> tuple[int, ...]:
-    spelled = [label_of[c] for c in text]
-    return tuple([label_of[SPACE], *spelled, label_of[SPACE]] if SPACE in label_of else spelled)
+def _add(states: list[_State], word: list[int], weight: float, space: int | None) -> None:
+    """A word, spelled in labels; where there are spaces, with one before it, that adds nothing, and one that ends it."""
+    path = word if space is None else [space, *word, space]
+    state, said = states[0], 0
+    for place, label in enumerate(path):
+        if label not in state.children:
+            state.children[label] = len(states)
+            states.append(_State())
+        state = states[state.children[label]]
+        said += space is None or place > 0
+        if place + 1 < len(path):
+            state.partial = max(state.partial, weight * said / len(word))
+    state.bonus, state.ends = weight, True
 
 
-def _share(said: int, labels: Sequence[int], label_of: Mapping[str, int]) -> float:
-    """Of a word's weight that its first labels get; the space before it gets nothing, and the one after it needs nothing."""
-    return (said - 1) / (len(labels) - 2) if SPACE in label_of else said / len(labels)
-
-
-def _link(children: list[dict[int, int]], partial: list[float], bonus: list[float], ends: list[bool]) -> list[int]:
+def _link(states: list[_State]) -> None:
     """Where each state goes on when its own word does not, and what it has from there."""
-    fail = [0] * len(children)
-    queue = deque(children[0].values())
+    queue = deque(states[0].children.values())
     while queue:
-        state = queue.popleft()
-        for label, child in children[state].items():
-            other = fail[state]
-            while other and label not in children[other]:
-                other = fail[other]
-            fail[child] = children[other].get(label, 0)
-            partial[child] = max(partial[child], partial[fail[child]])
-            bonus[child] += bonus[fail[child]]
-            ends[child] |= ends[fail[child]]
-            queue.append(child)
-    return fail
+        state = states[queue.popleft()]
+        for label, number in state.children.items():
+            other = state.fail
+            while other and label not in states[other].children:
+                other = states[other].fail
+            child = states[number]
+            child.fail = states[other].children.get(label, 0)
+            fallback = states[child.fail]
+            child.partial = max(child.partial, fallback.partial)
+            child.bonus += fallback.bonus
+            child.ends |= fallback.ends
+            queue.append(number)
 
 
 def read_hot_words(given: str) -> dict[str, float]:
@@ -119,7 +116,7 @@ def read_hot_words(given: str) -> dict[str, float]:
     Raises: ValueError naming the file and line, or the word, if a weight is no number or the same word comes twice; OSError.
     """
     weights: dict[str, float] = {}
-    if os.path.exists(given):
+    if os.path.exists(given) and not os.path.isdir(given):
         text = Path(given).read_bytes()
         try:
             lines = text.decode("utf-8-sig").splitlines()
@@ -143,7 +140,7 @@ def read_hot_words(given: str) -> dict[str, float]:
 def _read_entry(place: str, entry: str) -> tuple[str, float]:
     word, colon, weight = entry.rpartition(":")
     if not colon:
-        return normalize_transcript(entry), DEFAULT_WEIGHT
+        return normalize_transcript(entry), HOTWORD_WEIGHT
     try:
         value = float(weight)
     except ValueError:

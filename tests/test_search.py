@@ -2,13 +2,17 @@
 
 import itertools
 import math
+import re
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
 
 from config import DecoderConfig
 from decoder import BeamDecoder
+from decoding import entry_points
+from decoding.compiled import version
 from decoding.language_model import load_language_model
 from decoding.ngrams import transition
 
@@ -164,3 +168,13 @@ def test_answers_are_forgotten_when_they_are_too_many(model, monkeypatch):
     found = BeamDecoder(SYMBOLS, config, asked).decode(log_probs, lens)
     assert found == BeamDecoder(SYMBOLS, config, model).decode(log_probs, lens)
     assert len(asked.asked) > len(set(asked.asked))
+
+
+def test_code_is_compiled_anew_when_any_of_its_files_changed():
+    folder = Path(entry_points.__file__).parent
+    compiled = {path.name for path in folder.glob("*.py") if re.search(r"import compiled\b", path.read_text())}
+    watched = {Path(file).name for file in entry_points.FILES}
+    others = {"entry_points.py", "arpa_lines.py"}  # whose entry points are in the same file
+    assert compiled - others < watched and {"compiled.py", "ngrams.py", "search.py"} <= watched
+    one, two = (folder / name for name in sorted(compiled)[:2])
+    assert version([one]) != version([two]) and version([one]) == version([one])
