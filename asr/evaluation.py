@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from asr.runtime import Runtime
 from data.dataset import Batch
-from decoder import GreedyDecoder, Hypothesis
+from decoder import BeamDecoder, GreedyDecoder, Hypothesis
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def acoustic_output(model: nn.Module, batch: Batch, runtime: Runtime) -> tuple[T
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
-    decoder: GreedyDecoder,
+    decoder: GreedyDecoder | BeamDecoder,
     runtime: Runtime,
     keep_output: dict[int, Tensor] | None = None,
 ) -> dict[int, Hypothesis]:
