@@ -20,6 +20,7 @@ errors than the best one before it, and then is in OUTPUT.partial.jsonl only, wi
 import argparse
 import math
 import os
+import shlex
 from contextlib import closing
 from dataclasses import replace
 
@@ -111,7 +112,13 @@ def search(args: argparse.Namespace) -> None:
     print(f"{args.output_path}: {', '.join(counts)}")
     best = best_result(row.result for row in complete)
     print(describe(best))
-    print(decoder_flags(next(row.point for row in complete if row.result == best)))
+    print(decoder_flags(next(row.point for row in complete if row.result == best)), *typed_flags(args))
+
+
+def typed_flags(args: argparse.Namespace) -> list[str]:
+    """The decoder's flags that are not searched for, as they were typed."""
+    names = ("lm_path", "hotwords", "cutoff_top_n", "cutoff_prob", "token_min_logp", "beam_prune_logp")
+    return [f"--{name.replace('_', '-')}={shlex.quote(str(getattr(args, name)))}" for name in names if name in args.typed]
 
 
 def run(args: argparse.Namespace, scorer: object, config: DecoderConfig) -> list[Row]:

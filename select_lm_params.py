@@ -3,9 +3,10 @@
     python select_lm_params.py --input-path tune_results.json
     python select_lm_params.py --input-path tune_results.json --plot tune_results.png
 
-Of rows with the same WER it is the one with the lowest CER, then with the smallest alpha. The flags that decode so follow, if
-INPUT.partial.jsonl, which the search keeps beside its results, is still there to tell unk penalty and beam width. --plot draws
-the WER of each pair of weights; it needs matplotlib (pip install -r requirements-graphs.txt).
+Of rows with the same WER it is the one with the lowest CER, then with the smallest alpha. The flags that decode so follow, but
+for those that the search was given, if INPUT.partial.jsonl, which the search keeps beside its results, is still there to tell
+unk penalty and beam width. --plot draws the WER of each pair of weights; it needs matplotlib (pip install -r
+requirements-graphs.txt).
 """
 
 import argparse

@@ -34,7 +34,8 @@ def config_from(cls: type[Config], args: argparse.Namespace, **known: object) ->
 
 def add_batch_options(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--batch-size", type=number(int, 1), default=20, help="utterances per batch")
+    # The default as text, or else argparse would take a 20 that is typed for the default, and not for a contradiction.
+    size.add_argument("--batch-size", type=number(int, 1), default="20", help="utterances per batch")
     size.add_argument(
         "--batch-seconds",
         type=number(float, above=0),

@@ -57,6 +57,12 @@ def is_member(path: str) -> bool:
     return MEMBER.fullmatch(path) is not None
 
 
+def file_of(path: str) -> str:
+    """The file that a recording lies in: its shard's, or its own."""
+    place = MEMBER.fullmatch(path)
+    return place["shard"] if place else path
+
+
 def file_bytes(path: str) -> bytes:
     """A file, or a file in a shard. Raises: OSError, ValueError if it is not there, or the shard ends before."""
     place = MEMBER.fullmatch(path)

@@ -1,6 +1,7 @@
 """Entries into shards and out of them (data/shards.py), for convert_manifest.py."""
 
 import io
+import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from data.command_line import progress_bar
 from data.entries import Contents, Entry, Target, unique_names, whole_recordings, word
 from data.files import whole_file
 from data.manifest import read_transcript
-from data.shards import AUDIO_ENDINGS, file_bytes, read_shards, shard_paths
+from data.shards import AUDIO_ENDINGS, file_bytes, file_of, read_shards, shard_paths
 
 
 def read_webdataset(path: str) -> Contents:
@@ -21,6 +22,12 @@ def write_webdataset(target: Target, entries: Sequence[Entry]) -> list[str]:
     shards = shard_paths(target.path)
     speakers = sum(bool(entry.speaker) for entry in entries)
     entries = whole_recordings(target, entries, "shards hold whole recordings")
+    if len(shards) > len(entries):
+        raise ValueError(f"{target.path}: {len(shards)} shards for {len(entries)} utterances: expected at most as many")
+    read = {os.path.realpath(file_of(entry.utterance.audio)) for entry in entries}
+    for shard in shards:
+        if os.path.realpath(shard) in read:
+            raise ValueError(f"{shard}: recordings are read from it; write shards of other names")
     name, begin = unique_names(), 0
     with progress_bar(total=len(entries), desc="packing", unit="utt") as bar:
         for number, shard in enumerate(shards, 1):

@@ -222,3 +222,8 @@ def test_characters_the_model_cannot_write_are_told(corpus, trained, monkeypatch
     assert run_here("test.py", "--test-manifest", "small.csv", "--num-workers", "0") == 0
     printed = capsys.readouterr()
     assert "'abc'" in printed.err and "Average WER" in printed.out
+
+
+def test_a_batch_has_one_size(corpus):
+    failed = run("test.py", "--test-manifest", "val.csv", "--batch-seconds", "5", "--batch-size", "20", cwd=corpus)
+    assert failed.returncode == 2 and "not allowed with" in failed.stderr

@@ -191,6 +191,20 @@ def test_shards_come_out_as_they_went_in(corpus, tmp_path):
     assert json.loads(doctor.stdout)["manifests"][0]["utterances"] == 24
 
 
+def test_shards_that_are_read_are_not_written_over(corpus, tmp_path):
+    convert(corpus, "--input", "some.csv", "--output", tmp_path / "r-{0..1}.tar", "--to", "webdataset")
+    before = [(tmp_path / f"r-{i}.tar").read_bytes() for i in (0, 1)]
+    for names in ("r-{1,0}.tar", "r-{0..3}.tar"):
+        args = ["--input", tmp_path / "r-{0..1}.tar", "--output", tmp_path / names, "--to", "webdataset"]
+        refused = run("data/convert_manifest.py", *args, cwd=corpus)
+        assert refused.returncode == 1 and "recordings are read from it" in refused.stderr and refused.stderr.count("\n") == 1
+    assert [(tmp_path / f"r-{i}.tar").read_bytes() for i in (0, 1)] == before
+    many = ["--input", "some.csv", "--output", tmp_path / "many-{00..24}.tar", "--to", "webdataset"]
+    refused = run("data/convert_manifest.py", *many, cwd=corpus)
+    assert refused.returncode == 1 and "25 shards for 24 utterances" in refused.stderr
+    assert not list(tmp_path.glob("many*"))
+
+
 @pytest.mark.parametrize("pattern", ["s-{0..3}.tar", "s-{0..2.tar", "none.tar"])
 def test_shards_that_are_not_there_end_a_training_in_one_line(corpus, tmp_path, pattern):
     failed = train(corpus, "--train-manifest", pattern, *into(tmp_path))

@@ -126,8 +126,14 @@ def test_each_row_is_what_the_decoder_makes_of_its_weights(here, capsys):
     alpha, beta, wer, cer = min(found, key=lambda row: (row[2], row[3], row[0]))
     assert capsys.readouterr().out == (
         f"tune_results.json: 12 rows\nAlpha: {alpha:g} Beta: {beta:g} WER: {wer:.3f} CER: {cer:.3f}\n"
-        f"--decoder beam --alpha {alpha:g} --beta {beta:g} --unk-penalty 10 --beam-width 10\n"
+        f"--decoder beam --alpha {alpha:g} --beta {beta:g} --unk-penalty 10 --beam-width 10 --lm-path=lm.arpa\n"
     )
+
+
+def test_flags_that_were_typed_are_printed_with_those_found(here, capsys):
+    search("--hotwords", "AB:2,A B", "--token-min-logp=-inf")
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.endswith(" --lm-path=lm.arpa --hotwords='AB:2,A B' --token-min-logp=-inf")
 
 
 def test_the_default_grid_is_the_contracts(whole):
