@@ -40,6 +40,7 @@ class AudioConfig:
     window_size: float = 0.02  # seconds
     window_stride: float = 0.01  # seconds
     window: str = "hamming"
+    streaming_norm: bool = False  # normalise by what has been heard so far, not by the whole utterance
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -83,6 +83,7 @@ class Checkpoint:
             "Window type": self.audio.window,
             "Window size": self.audio.window_size,
             "Window stride": self.audio.window_stride,
+            "Normalised by": "what was heard so far" if self.audio.streaming_norm else "the whole utterance",
         }
         if self.epoch or self.within_epoch:
             lines["Epochs"] = f"{self.epoch}, written within epoch {self.epoch + 1}" if self.within_epoch else self.epoch

@@ -51,6 +51,11 @@ def add_audio_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window-size", type=number(float, above=0), default=default.window_size, help="frame, seconds")
     group.add_argument("--window-stride", type=number(float, above=0), default=default.window_stride, help="hop, seconds")
     group.add_argument("--window", choices=WINDOWS, default=default.window, help="window function")
+    group.add_argument(
+        "--streaming-norm",
+        action="store_true",
+        help="normalise by what has been heard so far instead of by the whole utterance, as transcribing live has to",
+    )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -235,6 +240,8 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cuda", action="store_true", help="run on CUDA")
     parser.add_argument("--half", action="store_true", help="weights and activations in float16, with --cuda")
+    parser.add_argument("--int8", action="store_true", help="weights in 8 bits, on a CPU: faster, in a quarter of the memory")
+    parser.add_argument("--threads", type=number(int, 1, 1024), metavar="N", help="CPU threads (default: PyTorch's choice)")
     add_decoder_options(parser)
     add_precision_option(parser)
 

@@ -10,6 +10,7 @@ import torch
 from asr.checkpoint import load_checkpoint
 from asr.evaluation import acoustic_output
 from asr.options import decoder_config
+from asr.quantization import quantized, release_memory
 from asr.runtime import Precision, Runtime
 from config import DecoderConfig
 from data.audio import load_audio, source_name
@@ -22,13 +23,17 @@ from decoder import Hypothesis, build_decoder
 class Recognizer:
     """A model, the decoder that reads it, and where it runs."""
 
-    def __init__(self, model_path: str | Path, config: DecoderConfig, runtime: Runtime):
+    def __init__(self, model_path: str | Path, config: DecoderConfig, runtime: Runtime, int8: bool = False):
         """Raises: OSError or ValueError naming the model file if it cannot be used."""
         checkpoint = load_checkpoint(model_path)
         self.name = Path(model_path).name
         self.audio, self.labels = checkpoint.audio, checkpoint.labels
         self.model = checkpoint.build_model(runtime.device)
         runtime.precision.convert(self.model)
+        if int8:
+            self.model = quantized(self.model)
+            del checkpoint  # and with it the float32 weights
+            release_memory()
         self.decoder = build_decoder(config, self.labels.symbols)
         self.config, self.runtime = config, runtime
 
@@ -39,9 +44,14 @@ class Recognizer:
             raise UsageError("--half: float16 needs --cuda; on a CPU leave it out, and the model runs in float32")
         if args.half and args.precision not in (None, "fp16"):
             raise UsageError(f"--half and --precision {args.precision} contradict each other; leave one of them out")
+        if args.int8 and (args.cuda or args.half or args.precision):
+            flag = "--cuda" if args.cuda else "--half" if args.half else f"--precision {args.precision}"
+            raise UsageError(f"--int8 and {flag} contradict each other: 8-bit kernels are the CPU's; leave one of them out")
+        if args.threads:
+            torch.set_num_threads(args.threads)
         precision = Precision.choose("fp16", "O2") if args.half else Precision.choose(args.precision)
         runtime = Runtime.choose(args.cuda, precision)
-        recognizer = cls(args.model_path, decoder_config(args), runtime)
+        recognizer = cls(args.model_path, decoder_config(args), runtime, args.int8)
         if args.sample_rate not in (None, recognizer.audio.sample_rate):
             raise UsageError(
                 f"--sample-rate {args.sample_rate}: {args.model_path} was trained at {recognizer.audio.sample_rate} Hz; "

@@ -295,7 +295,7 @@ def test_a_description_is_text_whatever_the_file_says(tmp_path):
     odd.labels, odd.release = Labels(["_", "\x1b", "\u202e", "\u00c4"]), "\x1b]0;title\x07\nModel version: 9"
     save_checkpoint(odd, tmp_path / "model.pth")
     text = load_checkpoint(tmp_path / "model.pth").describe()
-    assert all(line.isprintable() for line in text.split("\n")) and len(text.split("\n")) == 17
+    assert all(line.isprintable() for line in text.split("\n")) and len(text.split("\n")) == 18
     assert "_\\x1b\\u202e\u00c4" in text and "\\x1b]0;title\\x07" in text
 
 

@@ -8,7 +8,7 @@ from shared_data import GOLDEN, needs_shared
 
 from config import AudioConfig
 from data.audio import load_audio
-from data.features import spectrogram
+from data.features import RunningNorm, spectrogram
 from data.lengths import frame_count
 
 AUDIO = GOLDEN / "audio"
@@ -129,3 +129,38 @@ def test_the_wave_is_left_as_it_was():
     first, second = spectrogram(wave, AudioConfig()), spectrogram(wave[::1].astype(np.float64), AudioConfig())
     assert np.array_equal(wave, before)
     assert torch.equal(first, second)  # and the cached window is as it was
+
+
+def running(wave):
+    return spectrogram(wave, AudioConfig(streaming_norm=True))
+
+
+def test_a_running_norm_knows_nothing_of_what_comes():
+    wave = np.random.default_rng(0).normal(0, 0.1, 32000).astype(np.float32)
+    louder = wave.copy()
+    louder[16000:] *= 10
+    now, then = running(wave), running(louder)
+    assert torch.equal(now[:, :99], then[:, :99])
+    assert not torch.allclose(now[:, 101:], then[:, 101:], atol=0.1)
+
+
+def test_a_running_norm_is_the_same_in_any_pieces():
+    rng = np.random.default_rng(1)
+    frames = rng.gamma(1.0, 0.1, (700, 161)).astype(np.float32)
+    whole = RunningNorm()(frames.copy())
+    norm, pieces = RunningNorm(), np.split(frames.copy(), [1, 2, 9, 300, 301, 650])
+    np.testing.assert_array_equal(whole, np.concatenate([norm(piece) for piece in pieces]))
+
+
+def test_a_running_norm_settles_at_the_recordings_own_level():
+    """A minute in, loud and soft alike vary about as much as normalising by the whole would make them, but for the prior."""
+    rng = np.random.default_rng(2)
+    for level in (0.05, 0.2, 1.0):
+        late = RunningNorm()(rng.gamma(1.0, level, (6000, 161)).astype(np.float32))[4000:]
+        assert abs(late.mean()) < 0.35
+        assert 0.4 < late.std() < 1.1
+
+
+def test_silence_before_speech_does_not_blow_the_speech_up():
+    frames = np.concatenate([np.zeros((6000, 161)), np.random.default_rng(3).gamma(1.0, 0.2, (100, 161))]).astype(np.float32)
+    assert abs(RunningNorm()(frames)).max() < 60  # by the silence alone it would be infinite; a norm of the whole gives 7
