@@ -134,12 +134,20 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor, reversal: Tensor) -> Tensor:
         """x (L, B, H), padding (L, B, 1) bool, reversal (L, B, 1) frame indices -> (L, B, H), zero beyond each length."""
-        if self.norm is not None:
-            x = self.dropout(self.norm(x.flatten(0, 1), padding.flatten(0, 1)).view_as(x))
+        x = self._normalised(x, padding)
         if self._faster_in_float32(x):
             with torch.autocast("cpu", enabled=False):
                 return self._directions(x.float(), padding, reversal)
         return self._directions(x, padding, reversal)
+
+    def advance(self, x: Tensor, padding: Tensor, state: object | None) -> tuple[Tensor, object]:
+        """Go on where the forward direction stood: x (L, B, H) and its padding, `state` as returned, None at the beginning."""
+        return self.forward_rnn(self._normalised(x, padding), state)
+
+    def _normalised(self, x: Tensor, padding: Tensor) -> Tensor:
+        if self.norm is None:
+            return x
+        return self.dropout(self.norm(x.flatten(0, 1), padding.flatten(0, 1)).view_as(x))
 
     def _directions(self, x: Tensor, padding: Tensor, reversal: Tensor) -> Tensor:
         y, _ = self.forward_rnn(x)
@@ -170,7 +178,10 @@ class Lookahead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (L, B, H), zero beyond each length -> (L, B, H)."""
-        x = F.pad(x.permute(1, 2, 0), (0, self.context - 1))
+        return self.over(F.pad(x.permute(1, 2, 0), (0, self.context - 1)))
+
+    def over(self, x: Tensor) -> Tensor:
+        """x (B, H, L + context - 1), what follows the last frames included -> (L, B, H)."""
         return clipped_relu(self.conv(x)).permute(2, 0, 1)
 
 

@@ -234,6 +234,12 @@ def decoder_config(args: argparse.Namespace) -> DecoderConfig:
 
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
     """What test.py, transcribe.py and the server share."""
+    add_network_options(parser)
+    add_decoder_options(parser)
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Which network, and where and how it runs."""
     parser.add_argument("--model-path", default="models/deepspeech_final.pth", help="model file")
     parser.add_argument(
         "--sample-rate", type=number(int, 1), help="Hz the model must have been trained at (default: whatever it was)"
@@ -242,7 +248,6 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--half", action="store_true", help="weights and activations in float16, with --cuda")
     parser.add_argument("--int8", action="store_true", help="weights in 8 bits, on a CPU: faster, in a quarter of the memory")
     parser.add_argument("--threads", type=number(int, 1, 1024), metavar="N", help="CPU threads (default: PyTorch's choice)")
-    add_decoder_options(parser)
     add_precision_option(parser)
 
 

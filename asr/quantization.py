@@ -43,16 +43,16 @@ class QuantizedRecurrent(nn.Module):
         packed = [_packed(w, b) for w, b in zip((rnn.weight_ih_l0, rnn.weight_hh_l0), biases, strict=True)]
         self.cell = torch.ops.quantized.make_quantized_cell_params_dynamic(*packed, *biases, NARROW_ACTIVATIONS)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """x (L, B, I) -> (L, B, H), and no last state: nobody asks for it."""
-        start = x.new_zeros(1, x.shape[1], self.hidden_size)
+    def forward(self, x: Tensor, state: Tensor | tuple[Tensor, ...] | None = None) -> tuple[Tensor, object]:
+        """x (L, B, I) and the state to begin with -> (L, B, H) and the last state, as the float32 one's."""
+        start = x.new_zeros(1, x.shape[1], self.hidden_size) if state is None else state
         # What follows the weights: with bias, one layer, no dropout, not training, one direction, time first.
         shape = (True, 1, 0.0, False, False, False)
-        if self.states == 2:
-            y, *_ = torch.quantized_lstm(x, (start, start), [self.cell], *shape, dtype=torch.qint8, use_dynamic=True)
-        else:
-            y, _ = torch.quantized_gru(x, start, [self.cell], *shape)
-        return y, None
+        if self.states == 1:
+            return torch.quantized_gru(x, start, [self.cell], *shape)
+        start = (start, start) if state is None else state
+        y, *last = torch.quantized_lstm(x, start, [self.cell], *shape, dtype=torch.qint8, use_dynamic=True)
+        return y, tuple(last)
 
 
 class QuantizedTanh(nn.Module):
@@ -63,13 +63,13 @@ class QuantizedTanh(nn.Module):
         bias_ih, bias_hh = _biases(rnn)
         self.input, self.state = QuantizedLinear(rnn.weight_ih_l0, bias_ih), QuantizedLinear(rnn.weight_hh_l0, bias_hh)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """x (L, B, I) -> (L, B, H)."""
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (L, B, I) and the state (1, B, H) to begin with -> (L, B, H) and the last state."""
         y = self.input(x)
-        state = torch.zeros_like(y[0])
+        state = torch.zeros_like(y[0]) if state is None else state[0]
         for t, step in enumerate(y):
             y[t] = state = self.state(state).add_(step).tanh_()
-        return y, None
+        return y, state[None]
 
 
 def quantized(model: DeepSpeech) -> DeepSpeech:

@@ -38,8 +38,8 @@ class Recognizer:
         self.config, self.runtime = config, runtime
 
     @classmethod
-    def from_options(cls, args: argparse.Namespace) -> "Recognizer":
-        """As the inference flags say (asr/options.py)."""
+    def from_options(cls, args: argparse.Namespace, decoder: DecoderConfig | None = None) -> "Recognizer":
+        """As the flags say (asr/options.py); those of the decoder are not needed if it is given."""
         if args.half and not args.cuda:
             raise UsageError("--half: float16 needs --cuda; on a CPU leave it out, and the model runs in float32")
         if args.half and args.precision not in (None, "fp16"):
@@ -51,7 +51,7 @@ class Recognizer:
             torch.set_num_threads(args.threads)
         precision = Precision.choose("fp16", "O2") if args.half else Precision.choose(args.precision)
         runtime = Runtime.choose(args.cuda, precision)
-        recognizer = cls(args.model_path, decoder_config(args), runtime, args.int8)
+        recognizer = cls(args.model_path, decoder or decoder_config(args), runtime, args.int8)
         if args.sample_rate not in (None, recognizer.audio.sample_rate):
             raise UsageError(
                 f"--sample-rate {args.sample_rate}: {args.model_path} was trained at {recognizer.audio.sample_rate} Hz; "

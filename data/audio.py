@@ -1,9 +1,11 @@
 """Recordings become waves here and nowhere else; every fault of a file is one ValueError that starts with its name."""
 
+import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,13 +14,28 @@ import soundfile
 import soxr
 
 from config import RATES
-from data.containers import CONVERT, READABLE, Memory, checked
+from data.containers import CONVERT, HEAD_BYTES, READABLE, checked, foreign_format
+from data.foreign import decode
+from data.random_access import Memory, TemporaryFile, spooled
 from data.shards import file_bytes, is_member
 
-BLOCK_FRAMES = 2**24  # read at most this many at once (17 min at 16 kHz), so that no header can make us allocate memory
+BLOCK_SAMPLES = 2**24  # read at most this many at once (17 min at 16 kHz), so that no header can make us allocate memory
 LOUDEST = 100.0  # full scale is 1; a float file may pass it, but not by 40 dB
 ROUNDING = 0.05  # seconds; manifests round times, so that a segment's end may lie beyond the last sample
 SEGMENT_TOLERANCE = 0.75 * ROUNDING  # by which checks let it: less than is read, which is counted in whole samples
+
+
+class _Recording(soundfile.SoundFile):
+    """A sound file read onwards: soundfile seeks after every read to where it is, unless it may not seek.
+
+    In the midst of an mp3 that makes the decoder start anew, with samples a little off and complaints on stderr.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+    def can_seek(self) -> bool:
+        return super().seekable()
 
 
 def load_audio(
@@ -38,17 +55,42 @@ def load_audio(
         ones, or if the segment lies outside it; OSError if it cannot be opened.
     """
     with _opened(source) as file:
-        start, count = _segment(file, offset, duration)
-        wave = _checked_wave(_read(file, start, count), count)
+        waves = list(_waves(file, *_segment(file, offset, duration), BLOCK_SAMPLES))
         rate = file.samplerate
+    wave = waves[0] if len(waves) == 1 else np.concatenate(waves)
     if rate != sample_rate:
         wave = soxr.resample(wave, rate, sample_rate, quality="HQ")
     return wave
 
 
+def audio_blocks(
+    source: Path | str | BinaryIO,
+    sample_rate: int,
+    offset: float = 0.0,
+    duration: float | None = None,
+    seconds: float = 30.0,
+) -> Iterator[np.ndarray]:
+    """Read what load_audio would, piece by piece: hours of a recording need not fit into memory.
+
+    seconds: about how long a block is; resampling makes the first one shorter, and the last one is what remains.
+    Yields: (S,) float32, S > 0; joined they are load_audio's samples, to rounding.
+    Raises: as load_audio, but damage only when the reading comes to it, after the blocks before it.
+    """
+    with _opened(source) as file:
+        rate = file.samplerate
+        waves = _waves(file, *_segment(file, offset, duration), max(1, round(min(seconds * rate, BLOCK_SAMPLES))))
+        if rate == sample_rate:
+            yield from waves
+            return
+        stream = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
+        blocks = chain((stream.resample_chunk(wave) for wave in waves), _rest(stream))
+        yield from (block for block in blocks if len(block))
+
+
 def audio_duration(source: Path | str | BinaryIO) -> float:
     """Length of a recording in seconds, from its headers: a manifest of thousands is checked before training starts.
 
+    What only PyAV reads (data/foreign.py) is decoded for it.
     Raises: as load_audio, for what headers can tell. Damage inside a file, and a flac cut within its last frame, show
         only when read.
     """
@@ -59,7 +101,7 @@ def audio_duration(source: Path | str | BinaryIO) -> float:
 
 
 def rate_and_channels(source: Path | str | BinaryIO) -> tuple[int, int]:
-    """How a recording is stored: samples a second and channels. Raises: as audio_duration."""
+    """How a recording is stored: samples a second and channels, 1 if PyAV reads it. Raises: as audio_duration."""
     with _opened(source) as file:
         return file.samplerate, file.channels
 
@@ -73,31 +115,49 @@ def source_name(source: Path | str | BinaryIO) -> str:
 
 
 @contextmanager
-def _opened(source: Path | str | BinaryIO) -> Iterator[soundfile.SoundFile]:
+def _opened(source: Path | str | BinaryIO) -> Iterator[_Recording]:
     """Open a recording whose header has been checked; faults found while it is open get the file's name in front."""
     name = source_name(source)
     try:
-        with _binary(source) as binary:
-            content = checked(binary)
-            content.seek(0)
-            # By descriptor where there is one: decoding does not pass through Python, and nothing is guessed from the
-            # file's extension.
-            target = content if isinstance(content, Memory) else content.fileno()
-            with soundfile.SoundFile(target, closefd=False) as file:
-                if file.samplerate not in RATES:
-                    raise ValueError(
-                        f"damaged: its header says {file.samplerate} Hz, expected {RATES.start} to {RATES.stop - 1}"
-                    )
-                yield file
+        with _binary(source) as binary, _decodable(checked(binary)) as file:
+            if file.samplerate not in RATES:
+                raise ValueError(f"damaged: its header says {file.samplerate} Hz, expected {RATES.start} to {RATES.stop - 1}")
+            yield file
     except soundfile.LibsndfileError as fault:
         raise ValueError(f"{name}: {_explained(fault)}") from None
     except ValueError as fault:
         raise ValueError(f"{name}: {fault}") from None
 
 
+@contextmanager
+def _decodable(content: BinaryIO) -> Iterator[_Recording]:
+    """Open what libsndfile reads as it is, and of the rest what PyAV makes of it."""
+    content.seek(0)
+    called = foreign_format(content.read(HEAD_BYTES))
+    if called:
+        reason = f"{called}, which cannot be read; expected {READABLE}: {CONVERT}"
+    else:
+        content.seek(0)
+        try:
+            # By descriptor where there is one: decoding does not pass through Python, and nothing is guessed from the
+            # file's extension.
+            file = _Recording(content.fileno() if isinstance(content, io.FileIO) else content, closefd=False)
+        except soundfile.LibsndfileError as fault:
+            reason = _explained(fault)
+        else:
+            with file:
+                yield file
+            return
+    with TemporaryFile() as samples:
+        rate = decode(content, samples, reason)
+        samples.seek(0)
+        with _Recording(samples.fileno(), "r", rate, 1, "FLOAT", format="RAW", closefd=False) as file:
+            yield file
+
+
 def _binary(source: Path | str | BinaryIO) -> BinaryIO:
     if not isinstance(source, (str, os.PathLike)):
-        return Memory(source.read())
+        return spooled(source)
     if is_member(os.fspath(source)):
         return Memory(file_bytes(os.fspath(source)))
     mode = os.stat(source).st_mode
@@ -113,7 +173,7 @@ def _explained(fault: soundfile.LibsndfileError) -> str:
     return f"damaged, or of an unknown codec ({reason}); fetch it again, or {CONVERT}"
 
 
-def _segment(file: soundfile.SoundFile, offset: float, duration: float | None) -> tuple[int, int]:
+def _segment(file: _Recording, offset: float, duration: float | None) -> tuple[int, int]:
     """First sample and number of samples of a segment given in seconds, at the file's own rate."""
     if not 0 <= offset < float("inf") or (duration is not None and not 0 < duration < float("inf")):
         raise ValueError(f"segment of {duration} s from {offset} s: expected an offset >= 0 and a duration > 0")
@@ -130,32 +190,36 @@ def _segment(file: soundfile.SoundFile, offset: float, duration: float | None) -
     return start, count
 
 
-def _read(file: soundfile.SoundFile, start: int, count: int) -> np.ndarray:
-    """Decode `count` frames from `start`, or as many as there are.
+def _waves(file: _Recording, start: int, count: int, most: int) -> Iterator[np.ndarray]:
+    """Decode `count` frames from `start` in blocks of at most `most` frames that are all there and all possible.
 
-    Returns: (S, C) float32, or int16 where the file holds that: numpy converts it five times faster than libsndfile.
+    Yields: (S,) float32 at the file's own rate.
     """
-    if start and not file.seekable():  # GSM and its like can only be read from their beginning
-        return _read(file, 0, start + count)[start:]
-    if start:
-        file.seek(start)
-    dtype = "int16" if file.subtype == "PCM_16" else "float32"
-    blocks = []
-    while True:
-        wanted = min(count, BLOCK_FRAMES)
-        blocks.append(file.read(wanted, dtype=dtype, always_2d=True))
-        count -= wanted
-        if count == 0 or len(blocks[-1]) < wanted:
-            return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-
-
-def _checked_wave(wave_SC: np.ndarray, count: int) -> np.ndarray:
-    """Average the channels of samples that are all there and all possible. Returns: (S,) float32."""
-    samples, channels = wave_SC.shape
-    if samples < count:
-        raise ValueError(f"truncated or damaged: {samples} of {count} samples could be read; fetch it again")
-    if samples == 0:
+    if not file.frames:
         raise ValueError("no samples")
+    most = max(1, min(most, BLOCK_SAMPLES // file.channels))
+    _go_to(file, start, most)
+    dtype = "int16" if file.subtype == "PCM_16" else "float32"  # numpy converts it five times faster than libsndfile
+    done = 0
+    while done < count:
+        wanted = min(count - done, most)
+        block_SC = file.read(wanted, dtype=dtype, always_2d=True)
+        done += len(block_SC)
+        if len(block_SC) < wanted:
+            raise ValueError(f"truncated or damaged: {done} of {count} samples could be read; fetch it again")
+        yield _averaged(block_SC)
+
+
+def _go_to(file: _Recording, start: int, most: int) -> None:
+    if start and file.can_seek():
+        file.seek(start)
+        return
+    while start and (skipped := len(file.read(min(start, most), dtype="float32"))):  # GSM: from its beginning only
+        start -= skipped
+
+
+def _averaged(wave_SC: np.ndarray) -> np.ndarray:
+    """Average the channels of samples that are possible. Returns: (S,) float32."""
     if wave_SC.dtype == np.int16:
         wave_SC = np.multiply(wave_SC, np.float32(1 / 32768), dtype=np.float32)
     loudest = max(wave_SC.max(), -wave_SC.min())
@@ -163,6 +227,12 @@ def _checked_wave(wave_SC: np.ndarray, count: int) -> np.ndarray:
         raise ValueError("damaged: some samples are not finite numbers (NaN or infinity)")
     if loudest > LOUDEST:
         raise ValueError(f"samples up to {loudest:g}, full scale is 1: damaged, or integers stored as floats")
+    channels = wave_SC.shape[1]
     if channels == 1:
         return wave_SC[:, 0]
     return wave_SC @ np.full(channels, 1 / channels, dtype=np.float32)
+
+
+def _rest(stream: soxr.ResampleStream) -> Iterator[np.ndarray]:
+    """What the resampler still holds when all has been put in."""
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)

@@ -5,7 +5,6 @@ check here; `data/audio.py` counts the samples of every file as well. What no he
 aiff, au or caf was meant to end, and that a flac was cut within its last frame (its decoder tells that).
 """
 
-import io
 import os
 import re
 import struct
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from data.mp3 import complete_mp3, id3_bytes, starts_like_mpeg
+from data.random_access import spliced
 
 READABLE = "wav, flac, ogg, opus, mp3, aiff, au, sph, w64 or caf"
 CONVERT = "convert it first, for example with: ffmpeg -i INPUT -ac 1 OUTPUT.wav"
@@ -24,7 +24,9 @@ FLAC_TAG_BYTES = 4096  # what other programs may have appended to a flac
 FOREIGN = (  # (where, magic number, what people call it): formats that libsndfile cannot read
     (4, b"ftyp", "m4a/mp4"),
     (0, b"\x1a\x45\xdf\xa3", "webm/matroska"),
+    (0, b"\xff\xf0", "aac"),
     (0, b"\xff\xf1", "aac"),
+    (0, b"\xff\xf8", "aac"),
     (0, b"\xff\xf9", "aac"),
     (0, b"ADIF", "aac"),
     (0, b"\x30\x26\xb2\x75", "wma"),
@@ -34,20 +36,19 @@ FOREIGN = (  # (where, magic number, what people call it): formats that libsndfi
 )
 
 
-class Memory(io.BytesIO):
-    """A file in memory whose seeks fail as quietly as a real one's: soundfile would print a traceback of any other."""
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self.tell() if offset < 0 and whence == os.SEEK_SET else super().seek(offset, whence)
+def foreign_format(head: bytes) -> str | None:
+    """What people call the format of a file that begins so, if libsndfile cannot read it."""
+    return next((called for where, magic, called in FOREIGN if head.startswith(magic, where)), None)
 
 
 def checked(file: BinaryIO) -> BinaryIO:
     """Refuse a file that holds less than its header promises, and mend the two headers that libsndfile misreads.
 
     file: at any position, seekable.
-    Returns: what to decode: the same file, or a copy in memory whose header tells the length (a streamed wav of
-        declared size 0, an mp3).
-    Raises: ValueError, without the file's name, for an empty, truncated, damaged or foreign file.
+    Returns: what to decode: the same file, or the part of it that is audio behind a header that tells the length (a
+        streamed wav of declared size 0, an mp3). A format that libsndfile cannot read comes
+        back as it is, but for an ID3 tag.
+    Raises: ValueError, without the file's name, for an empty, truncated or damaged file.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -62,18 +63,16 @@ def checked(file: BinaryIO) -> BinaryIO:
         if not head:
             raise ValueError("truncated: nothing behind its ID3 tag; fetch it again")
     if tag_bytes:
-        file.seek(tag_bytes)
-        file = Memory(file.read())
+        file = spliced(b"", file, tag_bytes, size)
         size -= tag_bytes
-    for where, magic, called in FOREIGN:
-        if head.startswith(magic, where):
-            raise ValueError(f"{called}, which cannot be read; expected {READABLE}: {CONVERT}")
-    if starts_like_mpeg(head):
+    called = foreign_format(head)
+    if called is None and starts_like_mpeg(head):
         file.seek(0)
-        return Memory(complete_mp3(file.read()))
+        header, begin, end = complete_mp3(file.read())
+        return spliced(header, file, begin, end)
     if head.startswith((b"RIFF", b"RIFX", b"RF64", b"BW64")):
         return _checked_wav(file, size, head)
-    check = CHECKS.get(head[:4])
+    check = CHECKS.get(called or head[:4])
     if check is not None:
         check(file, size, head)
     return file
@@ -96,6 +95,9 @@ def _chunks(file: BinaryIO, size: int, start: int, layout: struct.Struct) -> Ite
 
 def _checked_wav(file: BinaryIO, size: int, head: bytes) -> BinaryIO:
     order = ">" if head[:4] == b"RIFX" else "<"
+    if head[8:12] == b"AVI ":
+        _expect(size - 8, struct.unpack("<I", head[4:8])[0])
+        return file
     long_length = None
     for identifier, start, length in _chunks(file, size, 12, struct.Struct(order + "4sI")):
         if identifier == b"ds64" and start + 16 <= size:  # RF64: lengths that do not fit 32 bits
@@ -110,7 +112,7 @@ def _checked_wav(file: BinaryIO, size: int, head: bytes) -> BinaryIO:
             elif length >= STREAMED_BYTES:
                 return file
             if length == 0 and size > start and not _ends_in_chunks(file, size, start, order):
-                return _with_data_length(file, start, size - start, order)
+                return _with_data_length(file, start, size, order)
             _expect(size - start, length)
             return file
     return file  # no data chunk: libsndfile says so
@@ -126,11 +128,10 @@ def _ends_in_chunks(file: BinaryIO, size: int, start: int, order: str) -> bool:
     return size - end in (0, 1)
 
 
-def _with_data_length(file: BinaryIO, start: int, length: int, order: str) -> BinaryIO:
+def _with_data_length(file: BinaryIO, start: int, size: int, order: str) -> BinaryIO:
     file.seek(0)
-    data = bytearray(file.read())
-    data[start - 4 : start] = struct.pack(order + "I", length)
-    return Memory(data)
+    header = file.read(start - 4)
+    return spliced(header + struct.pack(order + "I", min(size - start, 0xFFFFFFFF)), file, start, size)
 
 
 def _check_aiff(file: BinaryIO, size: int, head: bytes) -> None:
@@ -233,7 +234,52 @@ def _check_ogg(file: BinaryIO, size: int, head: bytes) -> None:
         raise ValueError("truncated: its last Ogg page is not marked as the end of the stream; fetch it again")
 
 
-CHECKS = {
+def _check_mp4(file: BinaryIO, size: int, head: bytes) -> None:
+    """Walk the boxes: ISO/IEC 14496-12, section 4.2."""
+    start, kinds = 0, set()
+    while start + 8 <= size:
+        file.seek(start)
+        length, kind, long_length = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        kinds.add(kind)
+        if length == 0:  # up to the end of the file
+            break
+        length = long_length if length == 1 else length
+        if length < 8:
+            raise ValueError(f"damaged: a box of {length} bytes at byte {start}; fetch it again")
+        start += length
+    _expect(size, start)
+    if b"moov" not in kinds:
+        raise ValueError("truncated: its index, the moov box, is missing; fetch it again")
+
+
+def _check_matroska(file: BinaryIO, size: int, head: bytes) -> None:
+    """Read the length of the one segment behind the header, if it has one. Layout: RFC 8794, sections 4 and 5."""
+    start = 4
+    for _ in range(2):
+        length_bytes = 9 - head[start].bit_length() if start < len(head) else 9
+        if length_bytes > 8 or start + length_bytes > len(head):
+            return
+        ones = (1 << 7 * length_bytes) - 1
+        length = int.from_bytes(head[start : start + length_bytes], "big") & ones
+        start += length_bytes
+        if head[start + length : start + length + 4] != b"\x18\x53\x80\x67":
+            break
+        start += length + 4
+    if length != ones:  # which a writer leaves that cannot seek back
+        _expect(size - start, length)
+
+
+def _check_asf(file: BinaryIO, size: int, head: bytes) -> None:
+    """Find the properties of the file: its size, unless it was broadcast. Layout: ASF specification, section 3.2."""
+    start = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+    if start >= 0 and start + 92 <= len(head) and not head[start + 88] & 1:
+        _expect(size, int.from_bytes(head[start + 40 : start + 48], "little"))
+
+
+CHECKS = {  # by the name of a format that libsndfile cannot read, or by the first bytes
+    "m4a/mp4": _check_mp4,
+    "webm/matroska": _check_matroska,
+    "wma": _check_asf,
     b"fLaC": _check_flac,
     b"FORM": _check_aiff,
     b"caff": _check_caf,

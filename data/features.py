@@ -44,14 +44,20 @@ def spectrogram(wave: np.ndarray, config: AudioConfig) -> torch.Tensor:
     half = config.window_samples // 2
     if wave.ndim != 1:
         raise ValueError(f"a wave of shape {wave.shape}, expected one dimension: average the channels first")
-    if len(wave) <= half:
-        raise ValueError(
-            f"{len(wave)} samples at {config.sample_rate} Hz, expected at least {half + 1}, half a window and one: "
-            "leave recordings this short out"
-        )
+    check_length(len(wave), config)
     # numpy reflects, takes magnitudes and normalises several times faster than torch does on one thread
     spect_TF = log_magnitudes(np.pad(wave.astype(np.float32, copy=False), half, mode="reflect"), config)
     return torch.from_numpy((RunningNorm() if config.streaming_norm else _whole_norm)(spect_TF)).T
+
+
+def check_length(samples: int, config: AudioConfig) -> None:
+    """Raises: ValueError if so few samples cannot be reflected by half a window."""
+    half = config.window_samples // 2
+    if samples <= half:
+        raise ValueError(
+            f"{samples} samples at {config.sample_rate} Hz, expected at least {half + 1}, half a window and one: "
+            "leave recordings this short out"
+        )
 
 
 def log_magnitudes(padded: np.ndarray, config: AudioConfig) -> np.ndarray:

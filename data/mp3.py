@@ -34,11 +34,11 @@ def starts_like_mpeg(head: bytes) -> bool:
     return len(head) >= 2 and head[0] == 0xFF and head[1] >= 0xE0
 
 
-def complete_mp3(data: bytes) -> bytes:
-    """Give the decoder an mp3 whose length it need not guess.
+def complete_mp3(data: bytes) -> tuple[bytes, int, int]:
+    """Find what to give the decoder so that it need not guess an mp3's length.
 
     data: the file without its ID3v2 tag.
-    Returns: the frames behind a header that counts them; tags and padding are left out.
+    Returns: a header that counts the frames, and where these begin and end: tags and padding are left out.
     Raises: ValueError if frames are missing, cut or damaged, or if this is no mp3.
     """
     first = _find_frames(data, 0)
@@ -50,14 +50,15 @@ def complete_mp3(data: bytes) -> bytes:
     if promised is None:
         _check_end(data, end, first)
         if end - first == frames * length:  # all of one size: the guess is right
-            return data[first:end]
-        return _length_header(data[first : first + 4], frames) + data[first:end]
+            return b"", first, end
+        return _length_header(data[first : first + 4], frames), first, end
     if frames - 1 < promised:  # the header's own frame is silent and not counted
         raise ValueError(f"truncated or damaged: {frames - 1} of the {promised} frames its header promises; fetch it again")
     _check_end(data, end, first)
-    if frames - 1 == promised and b"VBRI" not in data[first : first + length]:
-        return _with_size(data[first:end])
-    return _length_header(data[first : first + 4], frames - 1) + data[first + length : end]
+    header = data[first : first + length]
+    if frames - 1 == promised and b"VBRI" not in header:
+        return _with_size(header, end - first), first + length, end
+    return _length_header(header[:4], frames - 1), first + length, end
 
 
 @lru_cache(maxsize=256)
@@ -136,13 +137,13 @@ def _promised_frames(frame: bytes) -> int | None:
     return None
 
 
-def _with_size(data: bytes) -> bytes:
-    """Correct the count of bytes in the length header, as encoders disagree on what to count and mpg123 complains."""
-    where = _side_info_end(data) + 4
-    flags = int.from_bytes(data[where : where + 4], "big")
+def _with_size(frame: bytes, size: int) -> bytes:
+    """Correct the count of bytes in a length header, as encoders disagree on what to count and mpg123 complains."""
+    where = _side_info_end(frame) + 4
+    flags = int.from_bytes(frame[where : where + 4], "big")
     if not flags & 2:
-        return data
-    return data[: where + 8] + struct.pack(">I", len(data)) + data[where + 12 :]
+        return frame
+    return frame[: where + 8] + struct.pack(">I", size) + frame[where + 12 :]
 
 
 def _length_header(header: bytes, frames: int) -> bytes:

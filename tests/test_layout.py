@@ -50,7 +50,7 @@ def test_imports_follow_the_one_direction(path):
 
 @pytest.mark.parametrize(
     "script",
-    "train.py test.py transcribe.py export.py benchmark.py multiproc.py noise_inject.py "
+    "train.py test.py transcribe.py align.py export.py benchmark.py multiproc.py noise_inject.py "
     "build_lm.py search_lm_params.py select_lm_params.py "
     "data/synthetic.py data/an4.py data/ted.py data/voxforge.py data/common_voice.py data/librispeech.py "
     "data/merge_manifests.py data/convert_manifest.py data/verify_manifest.py".split(),

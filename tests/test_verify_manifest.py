@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -155,7 +156,9 @@ def test_the_zoo_is_judged_as_a_careful_tool_would(tmp_path):
         kinds[rows[line - 1]["file"]].add((severity, kind))
     for row in rows:
         name, errors = row["file"], {kind for severity, kind in kinds[row["file"]] if severity == "error"}
-        if row["soundfile"] != "ok" or name in ONLY_LOOKS_READABLE:
+        if name in READ_BY_PYAV and importlib.util.find_spec("av"):
+            assert not errors, name
+        elif row["soundfile"] != "ok" or name in ONLY_LOOKS_READABLE:
             assert errors == {checks.UNREADABLE_AUDIO}, name
         elif "silence" in name or "antiphase" in name:
             assert errors == {examine.SILENT}, name
@@ -171,6 +174,16 @@ def test_the_zoo_is_judged_as_a_careful_tool_would(tmp_path):
     assert verify("--manifest", "clean.csv", cwd=tmp_path).returncode == 0
 
 
+READ_BY_PYAV = {
+    "derived/aac.m4a",
+    "derived/aac_adts.aac",
+    "derived/g722_16k.wav",
+    "derived/opus.webm",
+    "derived/speech.mp4",
+    "derived/wavpack.wv",
+    "derived/wma.wma",
+    "native/audiomentations.m4a",
+}
 ONLY_LOOKS_READABLE = {  # soundfile opens them, and reads less than there should be, or no numbers
     "broken/mp3_truncated.mp3",
     "broken/pocketsphinx_null.wav",

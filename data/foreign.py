@@ -1,0 +1,98 @@
+"""Formats that libsndfile cannot read, decoded by ffmpeg through PyAV where that is installed: webm, m4a, aac, wma, video.
+
+Nothing but the given bytes is ever opened: ffmpeg gets a nameless file object, may use no protocol, and only demuxers that
+read one file. A playlist, which would make it open other files or addresses, is to it no audio.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from data.random_access import Spliced, TemporaryFile
+
+if TYPE_CHECKING:  # optional, and slow to import
+    from av import AudioFrame, AudioStream
+    from av.container import InputContainer
+
+INSTALL = "or have more formats read: pip install -r requirements-media.txt"
+DEMUXERS = (  # no playlists (hls, dash, concat), no pictures, no raw samples, which anything could be
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,eac3,flv,matroska,webm,mov,mp4,m4a,3gp,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,rm,tak,"
+    "tta,w64,wav,wv,xwma"
+)
+TIMED = set("ape asf avi caf matroska mov mpc8 tak tta w64 wav wv".split())  # of these a header tells the length
+TOLERANCE = 0.25  # seconds by which a container may end before it says it would
+MOST_BYTES = 2**33  # of decoded samples, 12 hours at 48 kHz: a small file may hold years of silence
+
+
+def decode(content: BinaryIO, samples: TemporaryFile, reason: str) -> int:
+    """Decode the best audio track block by block, so that everything else can be done with it as with any recording.
+
+    samples: gets them, channels averaged, float32 in the machine's byte order, full scale 1.
+    reason: why libsndfile cannot; the message where PyAV cannot either, or is not installed.
+    Returns: the rate in Hz, the recording's own.
+    Raises: ValueError without the file's name; OSError if the disk is full.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ValueError(f"{reason}; {INSTALL}") from None
+    whole = Spliced(b"", content, 0, content.seek(0, os.SEEK_END))  # which has no name for ffmpeg to guess from
+    options = {"format_whitelist": DEMUXERS, "protocol_whitelist": ""}
+    try:
+        container = av.open(whole, container_options=options, metadata_errors="replace")
+    except av.FFmpegError:
+        raise ValueError(reason) from None
+    with container:
+        stream = container.streams.best("audio")
+        if stream is None:
+            kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
+            raise ValueError(f"no audio track: it holds {kinds}")
+        if stream.codec_context is None:
+            raise ValueError(reason)
+        try:
+            return _write_samples(_frames(container, stream), samples)
+        except av.FFmpegError as fault:
+            raise ValueError(f"damaged, or of an unknown codec ({fault.strerror}); fetch it again") from None
+
+
+def _frames(container: "InputContainer", stream: "AudioStream") -> "Iterator[AudioFrame]":
+    """Decode one track. Raises: ValueError behind the last frame if the container ends before its header says."""
+    end = 0.0
+    for packet in container.demux():  # of all tracks: one may end before the other
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == stream.index:
+            yield from packet.decode()
+    if TIMED.isdisjoint(container.format.name.split(",")) or container.duration is None:
+        return
+    there, promised = end - (container.start_time or 0) / 1e6, container.duration / 1e6
+    if there < promised - TOLERANCE:
+        raise ValueError(f"truncated or damaged: {max(there, 0):.3f} of {promised:.3f} s are there; fetch it again")
+
+
+def _write_samples(frames: "Iterator[AudioFrame]", samples: TemporaryFile) -> int:
+    """Average the channels, all at the rate of the first frame, which is returned, in Hz."""
+    from av import AudioResampler
+
+    rate, kind, resampler = 0, None, None
+    for frame in frames:
+        rate = rate or frame.sample_rate
+        if kind != (frame.format.name, frame.layout.name, frame.sample_rate):  # the first, or a stream that changes
+            if resampler:
+                _append(resampler.resample(None), samples)
+            kind = frame.format.name, frame.layout.name, frame.sample_rate
+            resampler = AudioResampler("fltp", frame.layout, rate)
+        _append(resampler.resample(frame), samples)
+    if not resampler:
+        raise ValueError("no samples")
+    _append(resampler.resample(None), samples)
+    return rate
+
+
+def _append(frames: "list[AudioFrame]", samples: TemporaryFile) -> None:
+    for frame in frames:
+        samples.append(frame.to_ndarray().mean(axis=0, dtype=np.float32).tobytes())
+        if samples.tell() > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES / 4 / frame.sample_rate / 3600:.0f} hours of audio; cut it into parts")

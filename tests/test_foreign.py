@@ -1,0 +1,265 @@
+"""What PyAV reads and libsndfile does not: it is a recording like any other, and opens nothing but itself."""
+
+import io
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from beeps import ROOT
+from loopback import serving
+from shared_data import ZOO, needs_shared
+
+from data import foreign
+from data.audio import audio_blocks, audio_duration, load_audio, rate_and_channels
+
+av = pytest.importorskip("av", reason="PyAV is absent: requirements-media.txt")
+
+RATE = 16000
+BIT_RATES = {"libopencore_amrnb": 12200}
+
+
+def beep(seconds: float = 2.0, rate: int = RATE) -> np.ndarray:
+    """(S,) float32: a gliding tone, which no delay and no wrong rate leaves alike."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.4 * np.sin(2 * np.pi * (300 + 200 * time) * time)).astype(np.float32)
+
+
+def made(container: str, codec: str, channels: list[np.ndarray], rate: int = RATE, video: bool = False) -> bytes:
+    """Encode waves (S,), one a channel, with ffmpeg; video: beside a second of black pictures."""
+    file = io.BytesIO()
+    layout = {0: None, 1: "mono", 2: "stereo"}[len(channels)]
+    with av.open(file, "w", format=container) as output:
+        streams, frames = [], []
+        if video:
+            streams.append(output.add_stream("mpeg4", rate=25, width=64, height=64, pix_fmt="yuv420p"))
+            frames.append([av.VideoFrame(64, 64, "yuv420p") for _ in range(25)])
+        if channels:
+            stream = output.add_stream(codec, rate=rate, layout=layout, bit_rate=BIT_RATES.get(codec, 64000))
+            stream.codec_context.open()  # which sets the size of its frames
+            streams.append(stream)
+            frame = av.AudioFrame.from_ndarray(np.stack(channels), format="fltp", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+            resampler = av.AudioResampler(stream.format, layout, rate, frame_size=stream.frame_size or 1024)
+            frames.append([*resampler.resample(frame), *resampler.resample(None)])
+        for stream, parts in zip(streams, frames, strict=True):
+            for number, part in enumerate(parts):
+                if stream.type == "video":
+                    part.pts, part.time_base = number, Fraction(1, 25)
+                output.mux(stream.encode(part))
+            output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def fault(data: bytes) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_audio(io.BytesIO(data), RATE)
+    message = str(caught.value)
+    assert message.startswith("audio: ") and "\n" not in message
+    return message
+
+
+FORMATS = [
+    ("mp4", "aac", 16000),
+    ("ipod", "alac", 44100),
+    ("mov", "pcm_s16le", 16000),
+    ("adts", "aac", 44100),
+    ("webm", "libopus", 48000),
+    ("matroska", "flac", 16000),
+    ("asf", "wmav2", 44100),
+    ("amr", "libopencore_amrnb", 8000),
+    ("wav", "g722", 16000),
+    ("wv", "wavpack", 44100),
+    ("tta", "tta", 16000),
+    ("ac3", "ac3", 48000),
+    ("mpegts", "aac", 48000),
+    ("avi", "ac3", 48000),
+    ("flv", "aac", 44100),
+]
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), FORMATS)
+def test_every_format(container, codec, rate, capfd):
+    data = made(container, codec, [beep(rate=rate)], rate)
+    assert rate_and_channels(io.BytesIO(data)) == (rate, 1)
+    assert audio_duration(io.BytesIO(data)) == pytest.approx(2.0, abs=0.1)
+    wave, expected = load_audio(io.BytesIO(data), RATE), beep()
+    alike = np.fft.irfft(np.fft.rfft(wave, 2**17) * np.fft.rfft(expected, 2**17).conj()).max() / (expected @ expected)
+    assert alike == pytest.approx(1, abs=0.25 if container == "amr" else 0.1)  # which is made for voices
+    blocks = np.concatenate(list(audio_blocks(io.BytesIO(data), RATE, seconds=0.3)))
+    np.testing.assert_allclose(blocks, wave, atol=1e-4)
+    middle = load_audio(io.BytesIO(data), RATE, offset=0.5, duration=0.5)
+    np.testing.assert_allclose(middle[200:-200], wave[8200:15800], atol=2e-3)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), FORMATS)
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_cut_short(container, codec, rate, share, capfd):
+    data = made(container, codec, [beep(rate=rate)], rate)
+    cut = data[: int(len(data) * share)]
+    if container in ("flv", "mpegts", "amr", "ac3"):  # nothing in them tells their end; they may be cut between two packets
+        try:
+            wave = load_audio(io.BytesIO(cut), RATE)
+        except ValueError as error:
+            assert str(error).startswith("audio: ")
+        else:
+            assert len(wave) < 2 * RATE * (share + 0.2)
+    else:
+        fault(cut)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), FORMATS[:1] + FORMATS[4:5] + FORMATS[6:7])
+def test_any_cut_within_the_headers_is_one_line(container, codec, rate, capfd):
+    data = made(container, codec, [beep(0.2, rate)], rate)
+    for size in range(1, 700, 13):
+        fault(data[:size])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_sound_of_a_video():
+    data = made("mp4", "aac", [beep()], video=True)
+    assert audio_duration(io.BytesIO(data)) == pytest.approx(2.0, abs=0.1)
+    assert "no audio track: it holds video" in fault(made("mp4", "aac", [], video=True))
+
+
+def test_channels_are_averaged():
+    wave = load_audio(io.BytesIO(made("matroska", "flac", [beep(), np.zeros_like(beep())])), RATE)
+    np.testing.assert_allclose(wave, beep() / 2, atol=1e-4)
+    wave = load_audio(io.BytesIO(made("mov", "pcm_s16le", [beep(), -beep()])), RATE)
+    assert np.abs(wave).max() < 1e-4
+
+
+def test_the_rate_may_change_in_midstream():
+    data = made("adts", "aac", [beep(rate=16000)], 16000) + made("adts", "aac", [beep(rate=48000)], 48000)
+    wave = load_audio(io.BytesIO(data), RATE)
+    assert rate_and_channels(io.BytesIO(data)) == (16000, 1)
+    assert len(wave) / RATE == pytest.approx(4.0, abs=0.25)
+    spectrum = np.abs(np.fft.rfft(wave[-RATE:]))
+    assert 500 < spectrum.argmax() < 1200, "the tone of the last second, in Hz"
+
+
+def test_damage_is_told():
+    data = bytearray(made("adts", "aac", [beep(4)]))
+    middle = len(data) // 2
+    data[middle : middle + 2000] = np.random.default_rng(0).bytes(2000)
+    assert "damaged" in fault(bytes(data))
+
+
+def test_years_of_silence_in_a_small_file(monkeypatch):
+    monkeypatch.setattr(foreign, "MOST_BYTES", 4 * RATE)
+    assert "hours of audio; cut it into parts" in fault(made("matroska", "flac", [beep()]))
+    monkeypatch.setattr(foreign, "MOST_BYTES", 4 * RATE * 3)
+    assert len(load_audio(io.BytesIO(made("matroska", "flac", [beep()])), RATE)) == 2 * RATE
+
+
+def test_nothing_else_is_opened(tmp_path):
+    """Playlists name other files and addresses, which a server must not fetch for whoever sends it one."""
+    other = tmp_path / "other.ts"
+    other.write_bytes(made("mpegts", "aac", [beep(rate=48000)], 48000))
+    with serving({"/other.ts": other.read_bytes()}) as site:
+        for place in (
+            f"{site.url}/other.ts",
+            str(other),
+            f"file:{other}",
+            "other.ts",
+            f"concat:{other}",
+            f"subfile,,start,0,end,0,,:{other}",
+        ):
+            playlists = {
+                "a.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\n{place}\n#EXT-X-ENDLIST\n",
+                "a.ffconcat": f"ffconcat version 1.0\nfile '{place}'\n",
+                "a.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=a\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+                "a.mpd": (
+                    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+                    'mediaPresentationDuration="PT2S">'
+                    '<Period><AdaptationSet mimeType="audio/mp4"><Representation id="1" bandwidth="1">'
+                    f"<BaseURL>{place}</BaseURL></Representation></AdaptationSet></Period></MPD>"
+                ),
+            }
+            for name, text in playlists.items():
+                path = tmp_path / name
+                path.write_text(text)
+                with pytest.raises(ValueError, match=rf"{name}: not audio that can be read"):
+                    load_audio(path, RATE)
+        assert site.asked == []
+
+
+def test_the_name_says_nothing_about_the_format(tmp_path):
+    for name in ("a.ul", "a.raw", "a%d.png", "a.g722", "a.sln"):
+        path = tmp_path / name
+        path.write_bytes(np.random.default_rng(1).integers(1, 100, 4000, np.uint8).tobytes())
+        with pytest.raises(ValueError, match="not audio that can be read"):
+            load_audio(path, RATE)
+        path.write_bytes(made("mp4", "aac", [beep()]))
+        assert audio_duration(path) == pytest.approx(2.0, abs=0.1)
+
+
+def test_pyav_is_imported_only_for_what_needs_it(tmp_path):
+    code = (
+        "import sys\n"
+        "from data.audio import load_audio\n"
+        "from data.wave_file import write_wave\n"
+        "import numpy as np\n"
+        f"write_wave({str(tmp_path / 'a.wav')!r}, np.zeros(1600), 16000, '')\n"
+        f"load_audio({str(tmp_path / 'a.wav')!r}, 16000)\n"
+        "assert 'av' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@needs_shared
+def test_without_pyav_the_message_says_how_to_get_it():
+    code = (
+        "import csv, json, sys\n"
+        "sys.modules['av'] = None  # so that importing it fails as if it were not there\n"
+        "from data.audio import load_audio\n"
+        "told = {}\n"
+        "for row in csv.DictReader(open('zoo.csv', encoding='utf-8')):\n"
+        "    try: told[row['file']] = len(load_audio(row['file'], 16000))\n"
+        "    except ValueError as error: told[row['file']] = str(error)\n"
+        "print(json.dumps(told))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
+        cwd=ZOO, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = json.loads(done.stdout)
+    assert len(told) == 74 and done.stderr == ""
+    advised = set()
+    for name, result in told.items():
+        try:
+            assert result == len(load_audio(ZOO / name, RATE)) or result.endswith(ADVICE)
+            advised |= {name} if isinstance(result, str) else set()
+        except ValueError as error:
+            assert result.removesuffix(ADVICE) == str(error).removeprefix(f"{ZOO}/")
+    assert len(advised) == 8
+    assert told["derived/aac.m4a"].startswith("derived/aac.m4a: m4a/mp4, which cannot be read; expected wav, flac, ")
+
+
+ADVICE = "; or have more formats read: pip install -r requirements-media.txt"
+
+
+def test_headers_of_writers_that_cannot_seek_back():
+    """As browsers record: how long the file is was not known when its beginning was written."""
+    webm = bytearray(made("webm", "libopus", [beep(rate=48000)], 48000))
+    segment = webm.index(b"\x18\x53\x80\x67") + 4
+    webm[segment : segment + 8] = b"\x01" + b"\xff" * 7
+    assert audio_duration(io.BytesIO(webm)) == pytest.approx(2.0, abs=0.05)
+    mp4 = bytearray(made("mp4", "aac", [beep()]))
+    samples, index = mp4.index(b"mdat") - 4, mp4.index(b"moov") - 4
+    assert samples < index
+    assert "truncated: its index" in fault(bytes(mp4[:index]))
+    mp4 += b"\x00\x00\x00\x00free"  # a box up to the end of the file
+    assert audio_duration(io.BytesIO(mp4)) == pytest.approx(2.0, abs=0.1)
+    assert "a box of 3 bytes" in fault(bytes(mp4[:-8]) + b"\x00\x00\x00\x03free")
+
+
+@needs_shared
+def test_what_a_header_promises_is_told_with_or_without_pyav():
+    for name in ("aac.m4a", "speech.mp4", "opus.webm", "wma.wma", "g722_16k.wav"):
+        data = (ZOO / "derived" / name).read_bytes()
+        assert "truncated: " in fault(data[: len(data) * 9 // 10]), name
