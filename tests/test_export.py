@@ -122,7 +122,7 @@ def test_the_readmes_lines_transcribe_with_onnxruntime(folder):
     for i in range(len(SECONDS)):
         shutil.copy(folder / f"{i}.wav", folder / "speech.wav")
         done = subprocess.run([sys.executable, "-W", "error", "lines.py"], cwd=folder, capture_output=True, text=True)
-        text = recognizer.transcribe(folder / f"{i}.wav")[0].text
+        text = recognizer.transcribe(folder / f"{i}.wav").text
         assert (done.stderr, done.stdout) == ("", text + "\n") and len(text) > 3
 
 
@@ -158,7 +158,7 @@ def test_a_torch_file_transcribes_a_batch(folder, monkeypatch, capsys):
     command = [sys.executable, "-c", TORCH_LINES, *(f"{i}.npy" for i in range(len(SECONDS)))]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [recognizer.transcribe(folder / f"{i}.wav")[0].text for i in range(len(SECONDS))]
+    assert done.stdout.splitlines() == [recognizer.transcribe(folder / f"{i}.wav").text for i in range(len(SECONDS))]
 
 
 @pytest.mark.parametrize("kind", ["onnx", "torch"])

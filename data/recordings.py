@@ -1,0 +1,80 @@
+"""Which recordings are meant by what somebody types: files, folders, patterns, manifests, standard input."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from data.command_line import UsageError
+from data.entries import unique_names
+from data.manifest import read_manifest
+from data.shards import AUDIO_ENDINGS
+
+STANDARD_INPUT = "-"
+MANIFEST_ENDINGS = (".csv", ".json", ".jsonl", ".tar")
+# In folders and what patterns find there, recordings are told by their endings; a file that is named is read whatever it is.
+ENDINGS = {f".{ending}" for ending in (*AUDIO_ENDINGS, *"webm m4a mp4 aac mkv mov wma amr mka 3gp aifc oga htk voc wv".split())}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording, or a segment of one, and what it is called."""
+
+    source: str | BinaryIO
+    shown: str  # as messages and results call it
+    name: str  # for a file of results: a relative path without ending, of no other recording
+    offset: float = 0.0  # seconds
+    duration: float | None = None  # seconds; None: to the end
+
+
+def find_recordings(paths: Sequence[str]) -> list[Recording]:
+    """The recordings that paths name, each once, in their order; folders and patterns give theirs sorted.
+
+    Raises: UsageError if standard input is not alone; OSError, ValueError naming a manifest that cannot be read, a folder
+        without recordings, or a pattern that fits nothing.
+    """
+    if STANDARD_INPUT in paths and len(paths) > 1:
+        raise UsageError("--audio-path -: standard input is one recording; expected nothing else beside it")
+    found, unique = {}, unique_names()
+    for path in paths:
+        for source, shown, name, offset, duration in _named(path):
+            key = (source, offset, duration)
+            if key not in found:
+                found[key] = Recording(source, shown, unique(name), offset, duration)
+    return list(found.values())
+
+
+def _named(path: str) -> Iterator[tuple[str | BinaryIO, str, str, float, float | None]]:
+    if path == STANDARD_INPUT:
+        yield sys.stdin.buffer, "standard input", "stdin", 0.0, None
+    elif os.path.isdir(path):
+        files = [file for file in _below(path) if file.suffix.lower() in ENDINGS]
+        if not files:
+            raise ValueError(f"{path}: no recordings in this folder: expected files such as .wav or .flac")
+        for file in files:
+            yield str(file), str(file), str(file.relative_to(path).with_suffix("")), 0.0, None
+    elif path.lower().endswith(MANIFEST_ENDINGS):
+        for utterance in read_manifest(path):
+            offset, duration = utterance.offset or 0.0, utterance.duration if utterance.offset is not None else None
+            stem = Path(utterance.audio).stem
+            if duration is None:
+                yield utterance.audio, utterance.audio, stem, 0.0, None
+            else:
+                shown = f"{utterance.audio} from {offset:g} s to {offset + duration:g} s"
+                name = f"{stem}-{round(100 * offset):07d}-{round(100 * (offset + duration)):07d}"
+                yield utterance.audio, shown, name, offset, duration
+    elif glob.has_magic(path) and not os.path.exists(path):
+        files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+        if not files:
+            raise ValueError(f"{path}: no file fits this pattern")
+        for file in files:
+            yield file, file, Path(file).stem, 0.0, None
+    else:
+        yield path, path, Path(path).stem or "audio", 0.0, None
+
+
+def _below(folder: str) -> list[Path]:
+    return sorted(Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names if name[0] != ".")
