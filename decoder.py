@@ -6,7 +6,7 @@ business. What is compiled of the beam search is in decoding/.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -168,6 +168,16 @@ class BeamDecoder:
         other = copy.copy(self)
         other.config = replace(self.config, **changes)
         other._setup = build_setup(self._vocabulary, other.config)
+        return other
+
+    def with_hot_words(self, weights: Mapping[str, float]) -> "BeamDecoder":
+        """A decoder of other hot words that shares the model with this one. Raises: ValueError if labels cannot spell them."""
+        from decoding.hotwords import build_hot_words
+        from decoding.setup import build_setup
+
+        other = copy.copy(self)
+        other._vocabulary = replace(self._vocabulary, hot=build_hot_words(weights, self.symbols))
+        other._setup = build_setup(other._vocabulary, self.config)
         return other
 
     def decode(self, log_probs: Tensor, lens: Tensor) -> list[list[Hypothesis]]:

@@ -88,13 +88,15 @@ def transcribe(args: argparse.Namespace) -> None:
         tell(f"{len(recordings) - len(todo)} of {len(recordings)} recordings are in {args.output_dir} already", error=True)
         if not todo:
             return
+    if args.output_dir:
+        check_folder(args.output_dir)
     recognizer = Recognizer.from_options(args)
     results = Folder(recognizer, style, args.output_dir) if args.output_dir else Page(recognizer, style, len(recordings))
     seconds = args.batch_seconds or (None if args.batch_size else BATCH_SECONDS)
     failed = []
     with Progress(todo) as progress:
         for outcome in transcribe_recordings(recognizer, todo, BatchLimit.of(args.batch_size, seconds), progress.heard):
-            progress.done()
+            progress.clear()
             if outcome.transcript is not None:
                 results.add(outcome)
             elif len(recordings) == 1:
@@ -102,11 +104,22 @@ def transcribe(args: argparse.Namespace) -> None:
             else:
                 tell(f"failed: {outcome.error}", error=True)
                 failed.append(outcome.recording.shown)
+            progress.done()
     if args.output_dir:
         tell(f"{len(todo) - len(failed)} transcripts in {args.output_dir}; {progress.summary()}")
     if failed:
         named = ", ".join(failed[:NAMED]) + (f" and {len(failed) - NAMED} more" if len(failed) > NAMED else "")
         raise ValueError(f"{len(failed)} of {len(todo)} recordings could not be transcribed, as said above: {named}")
+
+
+def check_folder(folder: str) -> None:
+    """Find out before the work whether results can be written. Raises: UsageError, OSError naming the folder."""
+    from data.files import check_writable, sweep
+
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UsageError(f"--output-dir {folder}: not a folder; expected one, or a new name")
+    check_writable(os.path.join(folder, "results"))
+    sweep(folder)
 
 
 class Progress:
@@ -128,6 +141,10 @@ class Progress:
         self._seconds += seconds
         self._bar.set_postfix_str(self.summary())
 
+    def clear(self) -> None:
+        """Make room on the terminal for a result."""
+        self._bar.clear()
+
     def done(self) -> None:
         self._bar.update()
 
@@ -137,16 +154,15 @@ class Progress:
 
 
 def stream(args: argparse.Namespace) -> None:
-    import sys
-
     from asr.live import transcribe_live
     from asr.recognizer import Recognizer
+    from data.recordings import STANDARD_INPUT, standard_input
 
     (path,) = args.audio_path
     recognizer = Recognizer.from_options(args)
     live = {"rate": args.pcm_rate, "pause": args.pause, "as_json": args.format == "jsonl", "partials": args.partials}
-    if path == "-":
-        transcribe_live(recognizer, sys.stdin.buffer, **live)
+    if path == STANDARD_INPUT:
+        transcribe_live(recognizer, standard_input(), **live)
         return
     with open(path, "rb") as file:
         transcribe_live(recognizer, file, **live, name=path)

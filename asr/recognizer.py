@@ -7,7 +7,7 @@ F frequency bins, T spectrogram frames, L output frames, C labels.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,9 +26,9 @@ from config import DecoderConfig
 from data.audio import audio_blocks, source_name
 from data.command_line import UsageError
 from data.dataset import Sample, collate
-from data.features import spectrogram
+from data.features import TooShort, spectrogram
 from data.pieces import Piece, cut_pieces
-from decoder import SPACE, BeamDecoder, GreedyDecoder, Hypothesis, build_decoder, decode_at_once
+from decoder import SPACE, BeamDecoder, GreedyDecoder, Hypothesis, build_decoder, decode_at_once, utterances
 from model import TIME_STRIDE
 
 MOST_UNPAUSED = 60.0  # seconds; who speaks so long without a pause is read up to a cut that is in none
@@ -82,22 +82,22 @@ class Recognizer:
         Yields: pieces and their spectrograms (F, T), as the recording is read.
         Raises: OSError or ValueError naming the recording if it cannot be read or is too short to hold a frame.
         """
-        rate = self.audio.sample_rate
-        blocks = audio_blocks(source, rate, offset, duration)
-        for piece, wave in cut_pieces(blocks, rate, TIME_STRIDE * self.audio.hop_samples):
-            try:
-                yield piece, spectrogram(wave, self.audio)
-            except ValueError as error:
-                raise ValueError(f"{source_name(source)}: {error}") from None
+        try:
+            yield from self.pieces_of(audio_blocks(source, self.audio.sample_rate, offset, duration))
+        except TooShort as error:
+            raise ValueError(f"{source_name(source)}: {error}") from None
+
+    def pieces_of(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[Piece, Tensor]]:
+        """The same of samples (S,) float32 at the model's rate, in blocks of any size. Raises: TooShort."""
+        for piece, wave in cut_pieces(blocks, self.audio.sample_rate, TIME_STRIDE * self.audio.hop_samples):
+            yield piece, spectrogram(wave, self.audio)
 
     def hear(self, pieces: Sequence[tuple[Piece, Tensor]]) -> list[np.ndarray]:
         """The log probabilities (L, C) float32 of those frames of each piece that count, computed as one batch."""
         batch = collate([Sample(spect, torch.empty(0, dtype=torch.int64), i) for i, (_, spect) in enumerate(pieces)])
         log_probs, lens = acoustic_output(self.model, batch, self.runtime)
-        rows = zip(pieces, log_probs.numpy(), lens.tolist(), strict=True)
-        return [
-            row[piece.skip : frames if piece.frames is None else piece.skip + piece.frames] for (piece, _), row, frames in rows
-        ]
+        rows = zip(pieces, utterances(log_probs, lens, len(self.labels.symbols)), strict=True)
+        return [row[piece.skip :][: piece.frames] for (piece, _), row in rows]
 
     def reader(self, decoder: GreedyDecoder | BeamDecoder | None = None) -> "Reader":
         """Reads one recording, by a decoder of its own if it needs one."""

@@ -25,9 +25,9 @@ class Cue:
 def cues(words: Sequence[TimedWord], spaced: bool) -> list[Cue]:
     """Words to cues of at most two lines, which end at pauses, and in long speech where there is the longest gap."""
     groups = [group for run in _runs(words) for group in _readable(run, spaced)]
-    starts = [group[0].start for group in groups[1:]] + [float("inf")]
+    starts = [group[0].start for group in groups] + [float("inf")]
     made = []
-    for group, following in zip(groups, starts, strict=True):
+    for group, following in zip(groups, starts[1:], strict=True):
         end = max(group[-1].end, min(group[0].start + SHORTEST_CUE, following))
         made.append(Cue(group[0].start, end, _lines([word.text for word in group], " " if spaced else "")))
     return made
@@ -65,7 +65,7 @@ def _runs(words: Sequence[TimedWord]) -> Iterator[list[TimedWord]]:
 def _readable(run: list[TimedWord], spaced: bool) -> Iterator[list[TimedWord]]:
     """Part a run, where it is too long for a cue, at the longest gap of the second half of what fits."""
     while not _fits(run, spaced):
-        most = next(count for count in range(len(run), 0, -1) if count == 1 or _fits(run[:count], spaced))
+        most = next(count for count in range(1, len(run)) if not _fits(run[: count + 1], spaced))
         places = range(max(1, (most + 1) // 2), most + 1)
         part = max(places, key=lambda i: (run[i].start - run[i - 1].end, i))
         yield run[:part]

@@ -6,8 +6,9 @@ the network hear them in batches. Others decode, each recording by one of them. 
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from asr.recognizer import Reader, Recognizer
 from asr.transcript import Transcript
+from data.audio import source_name
 from data.command_line import message
 from data.pieces import Piece
 from data.recordings import Recording
@@ -23,6 +25,8 @@ from data.samplers import BatchLimit
 
 GATHERED = 6  # batches' worth of pieces, among which batches are formed by length
 AHEAD = 64  # pieces, at most, that are read before the network is ready for them
+BEHIND = 64  # pieces of a recording, at most, that wait for its decoder
+PATIENCE = 1.0  # seconds; a thread that waits longer, as for a pipe, is left behind
 
 
 class Outcome(NamedTuple):
@@ -53,7 +57,9 @@ def transcribe_recordings(
     with ExitStack() as stack:
         reading = stack.enter_context(_Reading(recognizer, recordings))
         count = recognizer.config.lm_workers
-        decoders = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(count)]
+        decoders = [ThreadPoolExecutor(1) for _ in range(count)]
+        for decoder in decoders:
+            stack.callback(decoder.shutdown, cancel_futures=True)
         works, turn = {}, 0
         for gathered in reading.gathered(limit):
             for read in gathered:
@@ -99,6 +105,8 @@ class _Work:
         while self._order and self._order[0] in self._heard:
             piece = self._order.pop(0)
             self._tasks.append(self._decoder.submit(self._reader.add, piece, self._heard.pop(piece)))
+            if len(self._tasks) > BEHIND:
+                wait(self._tasks[-BEHIND - 1 : -BEHIND])
         if self._complete and not self._order:
             self.result = self._decoder.submit(self._reader.transcript)
 
@@ -115,7 +123,9 @@ class _Work:
 
 def _told(error: Exception, recording: Recording) -> str:
     text = message(error)
-    return text if isinstance(recording.source, str) and recording.source in text else f"{recording.shown}: {text}"
+    if isinstance(recording.source, str) and recording.source in text:
+        return text
+    return f"{recording.shown}: {text.removeprefix(source_name(recording.source) + ': ')}"
 
 
 class _Reading:
@@ -133,7 +143,8 @@ class _Reading:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        while self._thread.is_alive():  # it may be waiting for room
+        until = time.monotonic() + PATIENCE
+        while self._thread.is_alive() and time.monotonic() < until:  # it may be waiting for room
             try:
                 self._queue.get(timeout=0.05)
             except queue.Empty:

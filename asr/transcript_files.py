@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,11 +31,11 @@ class Page:
 
     def __init__(self, recognizer: Recognizer, style: Style, recordings: int):
         self._recognizer, self._style, self._several = recognizer, style, recordings > 1
-        if style.format == "tsv":
-            print(TSV_HEADER, end="", flush=True)
+        self._header = TSV_HEADER if style.format == "tsv" else ""
 
     def add(self, outcome: Outcome) -> None:
-        print(rendered(outcome, self._recognizer, self._style, self._several), end="", flush=True)
+        print(self._header + rendered(outcome, self._recognizer, self._style, self._several), end="", flush=True)
+        self._header = ""
 
 
 class Folder:
@@ -46,7 +47,8 @@ class Folder:
     def add(self, outcome: Outcome) -> None:
         header = TSV_HEADER if self._style.format == "tsv" else ""
         with whole_file(result_path(self._folder, outcome.recording, self._style.format)) as temporary:
-            temporary.write_text(header + rendered(outcome, self._recognizer, self._style), encoding="utf-8")
+            text = header + rendered(outcome, self._recognizer, self._style)
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
 
 
 def result_path(folder: str, recording: Recording, kind: str) -> str:
@@ -62,9 +64,9 @@ def rendered(outcome: Outcome, recognizer: Recognizer, style: Style, several: bo
             answer = {"audio": recording.shown, "duration": round(transcript.duration, 3), **answer}
         return json.dumps(answer, ensure_ascii=False) + "\n"
     if style.format == "text":
-        return f"{recording.shown}\t{transcript.text}\n" if several else f"{transcript.text}\n"
+        return f"{column(recording.shown)}\t{transcript.text}\n" if several else f"{transcript.text}\n"
     if style.format == "tsv":
-        return as_tsv(transcript, recording.shown)
+        return as_tsv(transcript, column(recording.shown))
     if style.format == "ctm":
         return as_ctm(transcript, recording.name)
     made = cues(best_words(transcript), transcript.spaced)
@@ -73,9 +75,7 @@ def rendered(outcome: Outcome, recognizer: Recognizer, style: Style, several: bo
 
 def as_tsv(transcript: Transcript, shown: str) -> str:
     """A line for what was said between two pauses; times in seconds."""
-    rows = (
-        (shown.replace("\t", " "), f"{s.start:.3f}", f"{s.end:.3f}", f"{s.confidence:.4f}", s.text) for s in transcript.spoken()
-    )
+    rows = ((shown, f"{s.start:.3f}", f"{s.end:.3f}", f"{s.confidence:.4f}", s.text) for s in transcript.spoken())
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
@@ -84,6 +84,11 @@ def as_ctm(transcript: Transcript, name: str) -> str:
     return "".join(
         f"{word(name)} 1 {w.start:.3f} {w.end - w.start:.3f} {w.text} {w.confidence:.4f}\n" for w in best_words(transcript)
     )
+
+
+def column(name: str) -> str:
+    """A name that neither ends a column nor a line."""
+    return re.sub(r"[\t\r\n]", " ", name)
 
 
 def best_words(transcript: Transcript) -> Sequence:

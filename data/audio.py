@@ -14,7 +14,7 @@ import soundfile
 import soxr
 
 from config import RATES
-from data.containers import CONVERT, HEAD_BYTES, READABLE, checked, foreign_format
+from data.containers import CONVERT, HEAD_BYTES, READABLE, UnknownFormat, checked, foreign_format
 from data.foreign import decode
 from data.random_access import Memory, TemporaryFile, spooled
 from data.shards import file_bytes, is_member
@@ -125,6 +125,8 @@ def _opened(source: Path | str | BinaryIO) -> Iterator[_Recording]:
             yield file
     except soundfile.LibsndfileError as fault:
         raise ValueError(f"{name}: {_explained(fault)}") from None
+    except UnknownFormat as fault:
+        raise UnknownFormat(f"{name}: {fault}") from None
     except ValueError as fault:
         raise ValueError(f"{name}: {fault}") from None
 
@@ -135,7 +137,7 @@ def _decodable(content: BinaryIO) -> Iterator[_Recording]:
     content.seek(0)
     called = foreign_format(content.read(HEAD_BYTES))
     if called:
-        reason = f"{called}, which cannot be read; expected {READABLE}: {CONVERT}"
+        reason = ValueError(f"{called}, which cannot be read; expected {READABLE}: {CONVERT}")
     else:
         content.seek(0)
         try:
@@ -166,11 +168,11 @@ def _binary(source: Path | str | BinaryIO) -> BinaryIO:
     return open(source, "rb", buffering=0)
 
 
-def _explained(fault: soundfile.LibsndfileError) -> str:
+def _explained(fault: soundfile.LibsndfileError) -> ValueError:
     reason = fault.error_string.removeprefix("Error : ").strip().rstrip(".")
     if fault.code == 1:
-        return f"not audio that can be read ({reason}); expected {READABLE}: {CONVERT}"
-    return f"damaged, or of an unknown codec ({reason}); fetch it again, or {CONVERT}"
+        return UnknownFormat(f"not audio that can be read ({reason}); expected {READABLE}: {CONVERT}")
+    return ValueError(f"damaged, or of an unknown codec ({reason}); fetch it again, or {CONVERT}")
 
 
 def _segment(file: _Recording, offset: float, duration: float | None) -> tuple[int, int]:

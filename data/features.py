@@ -29,6 +29,10 @@ WINDOW_FUNCTIONS = {
 }
 
 
+class TooShort(ValueError):
+    """A wave that holds no frame."""
+
+
 def spectrogram(wave: np.ndarray, config: AudioConfig) -> torch.Tensor:
     """log(1 + magnitude), less its mean and over its standard deviation: loudness and microphone matter less.
 
@@ -39,7 +43,7 @@ def spectrogram(wave: np.ndarray, config: AudioConfig) -> torch.Tensor:
 
     wave: (S,) float32 at config.sample_rate.
     Returns: (F, T) float32, F = config.freq_bins, T = frame_count(S, config).
-    Raises: ValueError if the wave is too short to be reflected by half a window, or has several channels.
+    Raises: TooShort if the wave cannot be reflected by half a window; ValueError if it has several channels.
     """
     half = config.window_samples // 2
     if wave.ndim != 1:
@@ -51,10 +55,10 @@ def spectrogram(wave: np.ndarray, config: AudioConfig) -> torch.Tensor:
 
 
 def check_length(samples: int, config: AudioConfig) -> None:
-    """Raises: ValueError if so few samples cannot be reflected by half a window."""
+    """Raises: TooShort if so few samples cannot be reflected by half a window."""
     half = config.window_samples // 2
     if samples <= half:
-        raise ValueError(
+        raise TooShort(
             f"{samples} samples at {config.sample_rate} Hz, expected at least {half + 1}, half a window and one: "
             "leave recordings this short out"
         )

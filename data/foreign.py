@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from data.containers import UnknownFormat
 from data.random_access import Spliced, TemporaryFile
 
 if TYPE_CHECKING:  # optional, and slow to import
@@ -26,31 +27,31 @@ TOLERANCE = 0.25  # seconds by which a container may end before it says it would
 MOST_BYTES = 2**33  # of decoded samples, 12 hours at 48 kHz: a small file may hold years of silence
 
 
-def decode(content: BinaryIO, samples: TemporaryFile, reason: str) -> int:
+def decode(content: BinaryIO, samples: TemporaryFile, reason: ValueError) -> int:
     """Decode the best audio track block by block, so that everything else can be done with it as with any recording.
 
     samples: gets them, channels averaged, float32 in the machine's byte order, full scale 1.
-    reason: why libsndfile cannot; the message where PyAV cannot either, or is not installed.
+    reason: why libsndfile cannot; raised where PyAV cannot either.
     Returns: the rate in Hz, the recording's own.
     Raises: ValueError without the file's name; OSError if the disk is full.
     """
     try:
         import av
     except ImportError:
-        raise ValueError(f"{reason}; {INSTALL}") from None
+        raise UnknownFormat(f"{reason}; {INSTALL}") from None
     whole = Spliced(b"", content, 0, content.seek(0, os.SEEK_END))  # which has no name for ffmpeg to guess from
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": ""}
     try:
         container = av.open(whole, container_options=options, metadata_errors="replace")
     except av.FFmpegError:
-        raise ValueError(reason) from None
+        raise reason from None
     with container:
         stream = container.streams.best("audio")
         if stream is None:
             kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
-            raise ValueError(f"no audio track: it holds {kinds}")
+            raise UnknownFormat(f"no audio track: it holds {kinds}")
         if stream.codec_context is None:
-            raise ValueError(reason)
+            raise reason
         try:
             return _write_samples(_frames(container, stream), samples)
         except av.FFmpegError as fault:

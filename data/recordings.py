@@ -15,7 +15,7 @@ from data.shards import AUDIO_ENDINGS
 
 STANDARD_INPUT = "-"
 MANIFEST_ENDINGS = (".csv", ".json", ".jsonl", ".tar")
-# In folders and what patterns find there, recordings are told by their endings; a file that is named is read whatever it is.
+# In folders, recordings are told by their endings; a file that is named, or fits a pattern, is read whatever it is.
 ENDINGS = {f".{ending}" for ending in (*AUDIO_ENDINGS, *"webm m4a mp4 aac mkv mov wma amr mka 3gp aifc oga htk voc wv".split())}
 
 
@@ -47,9 +47,16 @@ def find_recordings(paths: Sequence[str]) -> list[Recording]:
     return list(found.values())
 
 
+def standard_input() -> BinaryIO:
+    """Unbuffered, because Python cannot end while a thread waits in a buffered one. Raises: UsageError if it is closed."""
+    if sys.stdin is None:
+        raise UsageError("--audio-path -: standard input is closed")
+    return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+
+
 def _named(path: str) -> Iterator[tuple[str | BinaryIO, str, str, float, float | None]]:
     if path == STANDARD_INPUT:
-        yield sys.stdin.buffer, "standard input", "stdin", 0.0, None
+        yield standard_input(), "standard input", "stdin", 0.0, None
     elif os.path.isdir(path):
         files = [file for file in _below(path) if file.suffix.lower() in ENDINGS]
         if not files:
@@ -77,4 +84,17 @@ def _named(path: str) -> Iterator[tuple[str | BinaryIO, str, str, float, float |
 
 
 def _below(folder: str) -> list[Path]:
-    return sorted(Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names if name[0] != ".")
+    """Files that are not hidden, sorted. Raises: OSError naming a folder that cannot be read."""
+    files, known = [], set()
+    for at, folders, names in os.walk(folder, onerror=_raised, followlinks=True):
+        if os.path.realpath(at) in known:  # a link leads back
+            folders.clear()
+            continue
+        known.add(os.path.realpath(at))
+        folders[:] = (name for name in folders if name[0] != ".")
+        files += (Path(at, name) for name in names if name[0] != ".")
+    return sorted(files)
+
+
+def _raised(error: OSError) -> None:
+    raise error

@@ -4,7 +4,7 @@ import errno
 import math
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -115,25 +115,34 @@ def read_hot_words(given: str) -> dict[str, float]:
 
     Raises: ValueError naming the file and line, or the word, if a weight is no number or the same word comes twice; OSError.
     """
-    weights: dict[str, float] = {}
     if os.path.exists(given) and not os.path.isdir(given):
         text = Path(given).read_bytes()
         try:
             lines = text.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{given}: not UTF-8 ({error}): expected a hot word a line, as TANAKA or TANAKA:8") from None
-        places = [(f"{given}:{number}", line) for number, line in enumerate(lines, 1)]
+        weights = _weights((f"{given}:{number}", line) for number, line in enumerate(lines, 1))
     elif ("." in given or os.sep in given) and not {",", ":"} & set(given):
         raise FileNotFoundError(errno.ENOENT, "no such file of hot words", given)
     else:
-        places = [(f"--hotwords {given}", part) for part in given.split(",")]
-    for place, entry in places:
+        weights = parse_hot_words(given.split(","), f"--hotwords {given}")
+    if not weights:
+        raise ValueError(f"--hotwords {given}: no words; expected as TANAKA:8,KYOTO or a file with one a line")
+    return weights
+
+
+def parse_hot_words(entries: Iterable[str], place: str) -> dict[str, float]:
+    """The weight of each hot word of entries such as "WORD:weight" and "WORD". Raises: ValueError that begins with `place`."""
+    return _weights((place, entry) for entry in entries)
+
+
+def _weights(entries: Iterable[tuple[str, str]]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for place, entry in entries:
         if entry.strip():
             word, weight = _read_entry(place, entry.strip())
             if weights.setdefault(word, weight) != weight:
                 raise ValueError(f"{place}: {word!r} has another weight, {weights[word]:g}, before; leave one of them out")
-    if not weights:
-        raise ValueError(f"--hotwords {given}: no words; expected as TANAKA:8,KYOTO or a file with one a line")
     return weights
 
 

@@ -1,0 +1,243 @@
+"""Requests that wait together are heard as one batch: the queue between the server's many clients and its one network.
+
+A recording is a job. Its pieces are read by a few threads, a few pieces ahead and no more, so that hours of audio take the
+memory of a minute. One thread runs the network; it takes the next piece of each waiting job in turn, so that a long recording
+gets its share and no more. Others decode.
+"""
+
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from asr.recognizer import Recognizer
+from asr.transcript import Transcript
+from data.pieces import Piece
+from decoder import BeamDecoder, GreedyDecoder
+from serving.metrics import Metrics
+
+AHEAD = 4  # pieces of a job that are read before the network is ready for them
+BATCH_SECONDS = 40.0  # heard at once at most, padding included, so that nobody waits long for a batch that has begun
+MOST_PADDING = 0.5  # share of a piece, beside a longer one
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    batch: int = 16  # pieces heard at once
+    wait: float = 0.01  # seconds that the first of them waits for others
+    jobs: int = 64  # recordings under way; more are refused
+    audio_seconds: float = 1800.0  # of one recording
+
+
+class QueueFull(Exception):
+    """There is no room for another recording now."""
+
+
+class TooLong(ValueError):
+    """A recording goes on beyond the limit."""
+
+
+class _Waiting(NamedTuple):
+    piece: Piece
+    spect: Tensor  # (F, T)
+    since: float  # when it was read, by the monotonic clock
+
+    @property
+    def frames(self) -> int:
+        return self.spect.shape[1]
+
+
+class Job:
+    """A recording under way."""
+
+    def __init__(self, pieces: Iterator[tuple[Piece, Tensor]], reader: object):
+        self.result: Future[Transcript] = Future()
+        self.pieces, self.reader = pieces, reader
+        self.waiting: deque[_Waiting] = deque()  # read, not heard
+        self.heard: queue.SimpleQueue[tuple[Piece, np.ndarray]] = queue.SimpleQueue()  # not decoded
+        self.unfinished = 0  # pieces that are read and not decoded
+        self.reading, self.read_all = True, False
+        self.seconds = 0.0
+        self.decoding = threading.Lock()
+
+    def end(self, result: Transcript | None = None, error: BaseException | None = None) -> None:
+        """The first end counts."""
+        try:
+            if error is not None:
+                self.result.set_exception(error)
+            else:
+                self.result.set_result(result)
+        except Exception:  # it has ended before: concurrent.futures says so by an error of its own
+            if not self.result.done():
+                raise
+
+
+class Batcher:
+    """Transcribes recordings of many clients by one network."""
+
+    def __init__(self, recognizer: Recognizer, limits: QueueLimits, metrics: Metrics):
+        self._recognizer, self._limits, self._metrics = recognizer, limits, metrics
+        self._jobs: deque[Job] = deque()  # whose turn it is comes first
+        self._changed = threading.Condition()
+        self._closed = False
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="reading")
+        self._decoders = ThreadPoolExecutor(max(2, recognizer.config.lm_workers), thread_name_prefix="decoding")
+        self._network = threading.Thread(target=self._run, name="network", daemon=True)
+        self._network.start()
+
+    def submit(self, pieces: Iterator[tuple[Piece, Tensor]], decoder: GreedyDecoder | BeamDecoder) -> Job:
+        """Begin a recording, whose pieces are read by and by.
+
+        Returns: a job whose `result` is the transcript, or the ValueError that says what is wrong with the recording.
+
+        Raises: QueueFull.
+        """
+        job = Job(pieces, self._recognizer.reader(decoder))
+        with self._changed:
+            if self._closed or len(self._jobs) >= self._limits.jobs:
+                raise QueueFull
+            self._jobs.append(job)
+        job.result.add_done_callback(lambda _: self._forget(job))
+        self._readers.submit(self._read, job)
+        return job
+
+    def close(self) -> None:
+        """Finish what was begun, and stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._network.join()
+        self._readers.shutdown()
+        self._decoders.shutdown()
+
+    def _forget(self, job: Job) -> None:
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+            job.waiting.clear()
+            self._changed.notify_all()
+
+    def _read(self, job: Job) -> None:
+        """Read a job's next piece. Long recordings take their turn between others for each."""
+        if job.result.done():
+            return
+        try:
+            piece, spect = next(job.pieces)
+        except StopIteration:
+            self._progress(job, read_all=True)
+            return
+        except Exception as error:  # the request's handler knows which are the client's
+            job.end(error=error)
+            return
+        job.seconds += piece.seconds
+        if job.seconds > self._limits.audio_seconds:
+            job.end(error=TooLong(f"longer than {self._limits.audio_seconds:g} s, which is the most here; send it in parts"))
+            return
+        with self._changed:
+            job.unfinished += 1
+            job.waiting.append(_Waiting(piece, spect, time.monotonic()))
+            job.reading = len(job.waiting) < AHEAD
+            self._changed.notify_all()
+        if job.reading:
+            self._readers.submit(self._read, job)
+
+    def _run(self) -> None:
+        """The network's thread."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._any_waiting() or (self._closed and not self._jobs))
+                if not self._any_waiting():
+                    return
+                patience = min(job.waiting[0].since for job in self._jobs if job.waiting) + self._limits.wait - time.monotonic()
+                self._changed.wait_for(self._enough, timeout=max(0.0, patience))
+                batch = self._choose()
+            if batch:
+                self._hear(batch)
+
+    def _any_waiting(self) -> bool:
+        return any(job.waiting for job in self._jobs)
+
+    def _enough(self) -> bool:
+        return sum(len(job.waiting) for job in self._jobs) >= self._limits.batch or all(job.waiting for job in self._jobs)
+
+    def _choose(self) -> list[tuple[Job, _Waiting]]:
+        """Take a batch: the first piece of the job whose turn it is, and of the others what is of like length.
+
+        A job's pieces are taken in their order. Jobs that gave one go to the end of the line.
+        """
+        chosen: list[tuple[Job, _Waiting]] = []
+        most = float(self._limits.batch)
+        for round_ in range(AHEAD):
+            candidates = [(job, job.waiting[round_]) for job in self._jobs if len(job.waiting) > round_]
+            if chosen:
+                target = chosen[0][1].frames
+                candidates.sort(key=lambda pair: abs(pair[1].frames - target))
+            taken = {id(job) for job, _ in chosen}
+            for job, waiting in candidates:
+                if len(chosen) >= most:
+                    break
+                in_turn = round_ == 0 or sum(j is job for j, _ in chosen) == round_
+                if not chosen or (in_turn and self._fits(chosen, waiting)):
+                    chosen.append((job, waiting))
+                    if len(chosen) == 1:  # by whose length the others are chosen
+                        candidates[1:] = sorted(candidates[1:], key=lambda pair: abs(pair[1].frames - waiting.frames))
+            if {id(job) for job, _ in chosen} == taken:
+                break
+        for job, _ in chosen:
+            job.waiting.popleft()
+        gave = {id(job) for job, _ in chosen}
+        self._jobs = deque(sorted(self._jobs, key=lambda job: id(job) in gave))
+        for job in {id(job): job for job, _ in chosen}.values():
+            if not job.reading and not job.read_all and len(job.waiting) < AHEAD:
+                job.reading = True
+                self._readers.submit(self._read, job)
+        return chosen
+
+    def _fits(self, chosen: list[tuple[Job, _Waiting]], waiting: _Waiting) -> bool:
+        lengths = [other.frames for _, other in chosen] + [waiting.frames]
+        seconds = max(lengths) * len(lengths) * self._recognizer.audio.window_stride
+        return seconds <= BATCH_SECONDS and min(lengths) >= (1 - MOST_PADDING) * max(lengths)
+
+    def _hear(self, batch: list[tuple[Job, _Waiting]]) -> None:
+        began = time.monotonic()
+        for _, waiting in batch:
+            self._metrics.queue_seconds.observe(began - waiting.since)
+        self._metrics.batch_size.observe(len(batch))
+        try:
+            outputs = self._recognizer.hear([(waiting.piece, waiting.spect) for _, waiting in batch])
+        except Exception as error:  # of all who are in it, and of nobody else
+            for job, _ in batch:
+                job.end(error=error)
+            return
+        self._metrics.audio_seconds.inc(math.fsum(waiting.piece.seconds for _, waiting in batch))
+        for (job, waiting), log_probs in zip(batch, outputs, strict=True):
+            job.heard.put((waiting.piece, log_probs))
+            self._decoders.submit(self._decode, job)
+
+    def _decode(self, job: Job) -> None:
+        with job.decoding:  # one thread at a time, and the pieces in their order
+            piece, log_probs = job.heard.get()
+            if job.result.done():
+                return
+            try:
+                job.reader.add(piece, log_probs)
+            except Exception as error:
+                job.end(error=error)
+                return
+            self._progress(job, decoded=1)
+
+    def _progress(self, job: Job, decoded: int = 0, read_all: bool = False) -> None:
+        with self._changed:
+            job.unfinished -= decoded
+            job.read_all |= read_all
+            finished = job.read_all and not job.unfinished
+        if finished:
+            job.end(job.reader.transcript())
