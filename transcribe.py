@@ -15,6 +15,7 @@ duration always; text; srt and vtt subtitles; ctm and tsv with times in seconds.
 
 import argparse
 import os
+import sys
 
 from asr import options
 from data.command_line import UsageError, argument_parser, number, progress_bar, run_script, tell
@@ -123,13 +124,15 @@ def check_folder(folder: str) -> None:
 
 
 class Progress:
-    """A bar of recordings that are done, and how much faster than they were spoken."""
+    """A bar of recordings that are done, or of a single one's seconds, and how much faster than they were spoken."""
 
     def __init__(self, recordings: list):
         import time
 
         self._clock, self._began, self._seconds = time.monotonic, time.monotonic(), 0.0
-        self._bar = progress_bar(total=len(recordings), desc="transcribing", unit="recording")
+        self._single = len(recordings) == 1
+        total, unit = (duration_of(recordings[0]), " s of audio") if self._single else (len(recordings), "recording")
+        self._bar = progress_bar(total=total, desc="transcribing", unit=unit)
 
     def __enter__(self) -> "Progress":
         return self
@@ -139,18 +142,33 @@ class Progress:
 
     def heard(self, seconds: float) -> None:
         self._seconds += seconds
-        self._bar.set_postfix_str(self.summary())
+        self._bar.set_postfix_str(self.summary(), refresh=False)
+        self._bar.update(round(self._seconds) - self._bar.n if self._single else 0)
+        self._bar.refresh()
 
     def clear(self) -> None:
         """Make room on the terminal for a result."""
         self._bar.clear()
 
     def done(self) -> None:
-        self._bar.update()
+        self._bar.update(0 if self._single else 1)
+        self._bar.refresh()
 
     def summary(self) -> str:
         factor = (self._clock() - self._began) / max(self._seconds, 1e-9)
         return f"{self._seconds:.1f} s of audio, real-time factor {factor:.3f}"
+
+
+def duration_of(recording: object) -> int | None:
+    """Whole seconds, for a bar on a terminal; None where nobody looks, or they are not known beforehand."""
+    from data.audio import audio_duration
+
+    if not isinstance(recording.source, str) or not sys.stderr.isatty():
+        return None
+    try:
+        return round(recording.duration or audio_duration(recording.source))
+    except (OSError, ValueError):  # which is told when it is read
+        return None
 
 
 def stream(args: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from config import DecoderConfig
 from data.audio import audio_blocks, source_name
 from data.command_line import UsageError
 from data.dataset import Sample, collate
-from data.features import TooShort, spectrogram
+from data.features import RunningNorm, TooShort, spectrogram
 from data.pieces import Piece, cut_pieces
 from decoder import SPACE, BeamDecoder, GreedyDecoder, Hypothesis, build_decoder, decode_at_once, utterances
 from model import TIME_STRIDE
@@ -89,8 +89,9 @@ class Recognizer:
 
     def pieces_of(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[Piece, Tensor]]:
         """The same of samples (S,) float32 at the model's rate, in blocks of any size. Raises: TooShort."""
+        norm = RunningNorm()  # which a model of that kind keeps from piece to piece
         for piece, wave in cut_pieces(blocks, self.audio.sample_rate, TIME_STRIDE * self.audio.hop_samples):
-            yield piece, spectrogram(wave, self.audio)
+            yield piece, spectrogram(wave, self.audio, norm)
 
     def hear(self, pieces: Sequence[tuple[Piece, Tensor]]) -> list[np.ndarray]:
         """The log probabilities (L, C) float32 of those frames of each piece that count, computed as one batch."""

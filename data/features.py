@@ -33,10 +33,11 @@ class TooShort(ValueError):
     """A wave that holds no frame."""
 
 
-def spectrogram(wave: np.ndarray, config: AudioConfig) -> torch.Tensor:
+def spectrogram(wave: np.ndarray, config: AudioConfig, norm: "RunningNorm | None" = None) -> torch.Tensor:
     """log(1 + magnitude), less its mean and over its standard deviation: loudness and microphone matter less.
 
-    Mean and unbiased deviation are those of the whole utterance, or with `config.streaming_norm` a RunningNorm's.
+    Mean and unbiased deviation are those of the whole utterance, or with `config.streaming_norm` a RunningNorm's: those of
+    `norm`, which has heard what came before, or of a new one.
 
     The window is symmetric and centred, the wave continued by reflection at both ends (as librosa did until 0.9), so
     that models trained by the predecessor hear what they were taught. Digital silence gives zeros, where the whole normalises.
@@ -51,7 +52,7 @@ def spectrogram(wave: np.ndarray, config: AudioConfig) -> torch.Tensor:
     check_length(len(wave), config)
     # numpy reflects, takes magnitudes and normalises several times faster than torch does on one thread
     spect_TF = log_magnitudes(np.pad(wave.astype(np.float32, copy=False), half, mode="reflect"), config)
-    return torch.from_numpy((RunningNorm() if config.streaming_norm else _whole_norm)(spect_TF)).T
+    return torch.from_numpy(((norm or RunningNorm()) if config.streaming_norm else _whole_norm)(spect_TF)).T
 
 
 def check_length(samples: int, config: AudioConfig) -> None:

@@ -3,8 +3,9 @@
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,13 +39,17 @@ def find_recordings(paths: Sequence[str]) -> list[Recording]:
     """
     if STANDARD_INPUT in paths and len(paths) > 1:
         raise UsageError("--audio-path -: standard input is one recording; expected nothing else beside it")
-    found, unique = {}, unique_names()
+    found = {}
     for path in paths:
-        for source, shown, name, offset, duration in _named(path):
-            key = (source, offset, duration)
-            if key not in found:
-                found[key] = Recording(source, shown, unique(name), offset, duration)
-    return list(found.values())
+        for recording in _named(path):
+            found.setdefault((recording.source, recording.offset, recording.duration), recording)
+    times, unique = Counter(recording.name for recording in found.values()), unique_names()
+    # Endings tell talk.wav and talk.mp3 apart, so that a result is never taken for the other one's.
+    return [replace(r, name=unique(r.name if times[r.name] == 1 else _with_ending(r))) for r in found.values()]
+
+
+def _with_ending(recording: Recording) -> str:
+    return recording.name + Path(recording.shown).suffix
 
 
 def standard_input() -> BinaryIO:
@@ -54,33 +59,33 @@ def standard_input() -> BinaryIO:
     return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
 
 
-def _named(path: str) -> Iterator[tuple[str | BinaryIO, str, str, float, float | None]]:
+def _named(path: str) -> Iterator[Recording]:
     if path == STANDARD_INPUT:
-        yield standard_input(), "standard input", "stdin", 0.0, None
+        yield Recording(standard_input(), "standard input", "stdin")
     elif os.path.isdir(path):
         files = [file for file in _below(path) if file.suffix.lower() in ENDINGS]
         if not files:
             raise ValueError(f"{path}: no recordings in this folder: expected files such as .wav or .flac")
         for file in files:
-            yield str(file), str(file), str(file.relative_to(path).with_suffix("")), 0.0, None
+            yield Recording(str(file), str(file), str(file.relative_to(path).with_suffix("")))
     elif path.lower().endswith(MANIFEST_ENDINGS):
         for utterance in read_manifest(path):
             offset, duration = utterance.offset or 0.0, utterance.duration if utterance.offset is not None else None
             stem = Path(utterance.audio).stem
             if duration is None:
-                yield utterance.audio, utterance.audio, stem, 0.0, None
+                yield Recording(utterance.audio, utterance.audio, stem)
             else:
                 shown = f"{utterance.audio} from {offset:g} s to {offset + duration:g} s"
                 name = f"{stem}-{round(100 * offset):07d}-{round(100 * (offset + duration)):07d}"
-                yield utterance.audio, shown, name, offset, duration
+                yield Recording(utterance.audio, shown, name, offset, duration)
     elif glob.has_magic(path) and not os.path.exists(path):
         files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
         if not files:
             raise ValueError(f"{path}: no file fits this pattern")
         for file in files:
-            yield file, file, Path(file).stem, 0.0, None
+            yield Recording(file, file, Path(file).stem)
     else:
-        yield path, path, Path(path).stem or "audio", 0.0, None
+        yield Recording(path, path, Path(path).stem or "audio")
 
 
 def _below(folder: str) -> list[Path]:

@@ -22,7 +22,7 @@ class UtteranceCutter:
         self._held = np.empty(0, np.float32)  # since the utterance's beginning, or the last LEAD seconds
         self._first = 0  # sample of the stream that `held` begins with
         self._looked = 0  # samples of `held` whose level is known
-        self._levels: list[float] = []  # of the last seconds
+        self._levels = [SILENCE]  # of the last seconds; as if it had been quiet before, or who speaks at once is not heard
         self._loud = self._quiet = 0  # steps of sound, and of none since
         self._speaking = False
 

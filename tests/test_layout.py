@@ -1,4 +1,4 @@
-"""The house's one direction: scripts -> serving -> asr -> {model, decoder -> decoding} | data -> config; scripts never import scripts."""
+"""The one direction: scripts -> serving -> asr -> {model, decoder -> decoding} | data -> config; scripts never import scripts."""
 
 import ast
 import subprocess

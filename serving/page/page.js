@@ -35,8 +35,8 @@ function explain(error) {
   }
   if (error.status === 401) at("options").open = true;
   if (error.status === 401) fail(text("keyNeeded"));
-  else if (error.status === 0) fail(text("unreachable"));
   else if (error.message) fail(text("serverSays") + error.message);
+  else if (error.status === 0) fail(text("unreachable"));
   else fail(error.status < 300 ? text("badAnswer") : text("serverError", { status: error.status }));
 }
 

@@ -1,6 +1,6 @@
 // What the page asks of the server. Addresses are relative, so that it also works below a path of a proxy.
 
-// A request that came to nothing: `status` 0 if no answer came, and the server's own words if it sent any.
+// A request that came to nothing: HTTP's status, 0 without any, and the server's own words if it sent some.
 export class ServerError extends Error {
   constructor(status, message = "") {
     super(message);
@@ -81,14 +81,14 @@ export class LiveStream {
       for (const message of this.waiting.splice(0)) this.socket.send(message);
     };
     this.socket.onmessage = ({ data }) => this.receive(data);
-    this.socket.onclose = ({ code, reason }) => this.end(this.finishing && code === 1000 ? null : reason ? new ServerError(code, reason) : "cut");
+    this.socket.onclose = ({ code }) => this.end(this.finishing && code === 1000 ? null : "cut");
   }
 
   receive(data) {
     const message = JSON.parse(data);
     if ("partial" in message) this.on.partial(message.partial);
     if ("final" in message) this.on.final({ ...message, text: message.final });
-    if (message.status === "error") this.end(new ServerError(200, message.message));
+    if ("error" in message) this.end(new ServerError(0, message.error));
   }
 
   send(message) {
