@@ -99,6 +99,7 @@ class Transcript:
         for word, start, following in zip(reading.words, starts, [*starts, self.duration][1:], strict=True):
             spike = first + word.end * period
             end = spike + max(0.0, min(AFTER_SPIKE, SHARE_OF_GAP * (following - spike)))
+            end = max(start, min(end, following))  # in a piece's last frame, which the next one begins with, two may be at once
             start, end = (min(max(0.0, seconds), self.duration) for seconds in (start, end))
             words.append(TimedWord(word.text, start, end, word.confidence))
         return words

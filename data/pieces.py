@@ -16,7 +16,8 @@ WHOLE = 30.0  # seconds; a recording, or what is left of it, is heard whole if i
 SHORTEST, LONGEST = 1.0, 20.0  # seconds of a piece
 CONTEXT = 2.0  # seconds heard beyond a cut that is in no pause
 STEP = 0.01  # seconds; levels are measured over this
-SILENT_SHARE, LOUD_SHARE = 0.05, 0.95  # of a recording's steps: by these quantiles its silence and its speech are known
+# Of a recording's steps: by these quantiles its speech and its silence are known, by the second where the first is speech too.
+LOUD_SHARE, SILENT_SHARES = 0.95, (0.1, 0.02)
 QUIET = 0.2  # of the way from the one to the other, in decibels
 LEAST_RANGE = 10.0  # dB between them, or there is nothing to tell apart
 LEAST_PAUSE = 0.3  # seconds; so short, because a network trained on utterances fares best with utterances
@@ -30,7 +31,9 @@ class Piece:
 
     frame: int  # of the recording, the output frame that the first one that counts is
     skip: int  # output frames before it that do not count
-    frames: int | None  # that count; None: all that follow, as there is no next piece
+    # That count; None: all that follow. At a pause these are one more than the recording has, with which the next piece begins
+    # again: networks like to write what they still have to write in their last frame.
+    frames: int | None
     pauses: bool  # whether it ends in a pause, or with the recording; else the next piece goes on in the middle of it
     seconds: float  # of the recording that it stands for
 
@@ -49,8 +52,8 @@ def cut_pieces(blocks: Iterable[np.ndarray], rate: int, grid: int) -> Iterator[t
         while origin + len(held) - begin > whole:
             length, pause = find_cut(held[begin - origin :][:whole], rate, grid)
             end, reach = begin + length, 0 if pause else context
-            piece = Piece(begin // grid, (begin - origin) // grid, length // grid, pause, length / rate)
-            yield piece, held[: end + reach - origin]
+            skip, frames = (begin - origin) // grid, None if pause else length // grid
+            yield Piece(begin // grid, skip, frames, pause, length / rate), held[: end + reach - origin]
             held, origin, begin = held[end - reach - origin :], end - reach, end
     left = (origin + len(held) - begin) / rate
     yield Piece(begin // grid, (begin - origin) // grid, None, True, left), held
@@ -65,7 +68,8 @@ def find_cut(wave: np.ndarray, rate: int, grid: int) -> tuple[int, bool]:
     step = round(STEP * rate)
     steps = wave[: len(wave) // step * step].reshape(-1, step)
     level = 20 * np.log10(np.sqrt(np.square(steps).mean(1)) + FLOOR)
-    silence, speech = np.quantile(level, (SILENT_SHARE, LOUD_SHARE))
+    speech, often, seldom = np.quantile(level, (LOUD_SHARE, *SILENT_SHARES))
+    silence = often if speech - often > LEAST_RANGE else seldom
     first, after = round(SHORTEST / STEP), round(LONGEST / STEP)
     quiet = np.zeros(len(level) + 2, bool)
     quiet[1:-1] = (level < silence + QUIET * (speech - silence)) & (speech - silence > LEAST_RANGE)

@@ -34,6 +34,11 @@ def sentence(rng: np.random.Generator, words: int) -> str:
     return " ".join("".join(rng.choice(list("ABC"), rng.integers(1, 4))) for _ in range(words))
 
 
+def pauses(labels: np.ndarray) -> list[int]:
+    """Spectrogram frames with at least 0.15 s of silence on both sides."""
+    return [frame for frame in range(15, len(labels) // 160 - 15) if not labels[160 * (frame - 15) : 160 * (frame + 15)].any()]
+
+
 def save_beep_network(path: Path, bidirectional: bool = True, streaming_norm: bool = False) -> Path:
     """Random weights but the last layer's, which make it write a letter for each beep: least squares find them."""
     torch.manual_seed(0)
@@ -51,9 +56,12 @@ def save_beep_network(path: Path, bidirectional: bool = True, streaming_norm: bo
     for text, norm in [*((text, None) for text in texts), *((text, heard) for text in texts if streaming_norm)]:
         wave, labels = sound(text)
         spect = spectrogram(wave, audio, norm)
-        with torch.no_grad():
-            model(spect[None, None], torch.tensor([spect.shape[1]]))
-        wanted.append(12 * torch.eye(5)[labels[np.minimum(np.arange(len(hidden[-1])) * 320, len(labels) - 1)]])
+        begins = [0, *rng.choice(pauses(labels), 4)] if norm and "." in text else [0]  # after a pause the network starts anew
+        for begin in begins:
+            with torch.no_grad():
+                model(spect[None, None, :, begin:], torch.tensor([spect.shape[1] - begin]))
+            samples = np.arange(len(hidden[-1])) * 320 + begin * 160
+            wanted.append(12 * torch.eye(5)[labels[np.minimum(samples, len(labels) - 1)]])
     hook.remove()
     ridge = torch.cat([*hidden, 1e-2 * torch.eye(128)]), torch.cat([*wanted, torch.zeros(128, 5)])
     model.head.weight.data = torch.linalg.lstsq(*ridge).solution.T.contiguous()
