@@ -19,6 +19,7 @@ from data.command_line import UsageError, argument_parser, number, run_script
 from data.processes import die_with_parent
 
 AS_RANK = "--as-rank"  # how multiproc calls itself in each process, which then becomes the script
+LAUNCHER = "MULTIPROC_LAUNCHER"  # environment variable: its process number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def become(command: list[str]) -> None:
     """Turn this process, which the launcher has started, into the script: same process, same signals, nothing between."""
-    die_with_parent()
+    die_with_parent(int(os.environ[LAUNCHER]))
     if os.environ.get("MULTIPROC_LOG"):
         os.dup2(sys.stdout.fileno(), sys.stderr.fileno())  # one log in the order it was written
     os.execv(sys.executable, [sys.executable, "-u", *command])
@@ -89,6 +90,7 @@ def run(args: argparse.Namespace, command: list[str]) -> int:
         raise UsageError("--nproc: processes on the CPU, but the script is given --cuda; choose GPUs with --device-ids 0,1")
     # torchrun would give each process one thread, PyTorch by itself every core.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every address without a name would be a warning
     folder = Path(args.rank_logs) / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder.mkdir(parents=True)

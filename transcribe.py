@@ -181,9 +181,11 @@ def stream(args: argparse.Namespace) -> None:
     live = {"rate": args.pcm_rate, "pause": args.pause, "as_json": args.format == "jsonl", "partials": args.partials}
     if path == STANDARD_INPUT:
         transcribe_live(recognizer, standard_input(), **live)
-        return
-    with open(path, "rb") as file:
-        transcribe_live(recognizer, file, **live, name=path)
+    elif os.path.isfile(path) and not args.pcm_rate:
+        transcribe_live(recognizer, path, **live, name=path)
+    else:  # a named pipe, or plain samples
+        with open(path, "rb", buffering=0) as file:
+            transcribe_live(recognizer, file, **live, name=path)
 
 
 def main(argv: list[str] | None = None) -> int:

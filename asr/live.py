@@ -9,9 +9,12 @@ import unicodedata
 from collections.abc import Iterator
 from typing import BinaryIO, TextIO
 
+import numpy as np
+
 from asr.interruption import Interruption
 from asr.recognizer import Recognizer
 from asr.streaming import PAUSE_SECONDS, Final, LiveTranscriber, Partial, event_json, follows_streams
+from data.audio import audio_blocks
 from data.command_line import UsageError
 from data.pcm import PcmStream
 
@@ -21,7 +24,7 @@ GLANCE_SECONDS = 0.2  # how often is looked whether somebody wants it to end, wh
 
 def transcribe_live(
     recognizer: Recognizer,
-    pipe: BinaryIO,
+    source: BinaryIO | str,
     rate: int | None = None,
     pause: float = PAUSE_SECONDS,
     as_json: bool = False,
@@ -31,13 +34,15 @@ def transcribe_live(
 ) -> None:
     """Print what is said on a pipe of 16-bit PCM or WAV as it comes, until it ends or somebody presses Ctrl-C.
 
-    rate: Hz of plain PCM, if not the model's. pause: seconds without speech that make a text final. Partial texts are shown on
-    a terminal, and with `partials` everywhere; a line of JSON for each event with `as_json`. Output is standard output.
+    source: a pipe, or the path of a recording of any format, which is heard in the same way. rate: Hz of plain PCM, if not the
+    model's. pause: seconds without speech that make a text final. Partial texts are shown on a terminal, and with `partials`
+    everywhere; a line of JSON for each event with `as_json`. Output is standard output.
 
     Raises: UsageError if nothing is piped; ValueError with `name` if what comes is not such samples, too few of them, or ends
         within one, once all the others are transcribed; ValueError naming the model if it cannot follow a stream.
     """
-    if pipe.isatty():
+    is_file = isinstance(source, str)
+    if not is_file and source.isatty():
         raise UsageError("--stream: expected samples on a pipe, as from: arecord -f S16_LE -r 16000 -t raw |")
     output = sys.stdout if output is None else output
     partials = partials or output.isatty()
@@ -46,29 +51,38 @@ def transcribe_live(
         note = "was trained without --streaming-norm, which is how live speech is normalised: expect more errors"
         print(f"{recognizer.name}: {note}", file=sys.stderr)
     page = _JsonLines(output) if as_json else _Lines(output)
+    samples = PcmStream(recognizer.audio.sample_rate, rate)
     try:
-        samples = PcmStream(recognizer.audio.sample_rate, rate)
         with Interruption(aloud=False) as interruption:
-            for content in _arriving(pipe, interruption):
-                page.show(live.feed(samples.feed(content)))
-            page.show(live.feed(samples.finish()))
+            for wave in _recorded(source, recognizer, interruption) if is_file else _arriving(source, samples, interruption):
+                page.show(live.feed(wave))
             page.show(live.finish())
             if samples.odd_bytes and not interruption.signal:
                 raise ValueError(f"ends within a sample, {samples.odd_bytes} bytes too long: is it really 16-bit PCM?")
     except ValueError as error:
         page.leave()
-        raise ValueError(f"{name}: {error}") from None
+        told = str(error)
+        raise ValueError(told if is_file and told.startswith(f"{source}: ") else f"{name}: {told}") from None
 
 
-def _arriving(pipe: BinaryIO, interruption: Interruption) -> Iterator[bytes]:
+def _recorded(path: str, recognizer: Recognizer, interruption: Interruption) -> Iterator[np.ndarray]:
+    """A recording, in pieces so short that a terminal shows its text as if it were live."""
+    for block in audio_blocks(path, recognizer.audio.sample_rate, seconds=GLANCE_SECONDS):
+        if interruption.signal:
+            return
+        yield block
+
+
+def _arriving(pipe: BinaryIO, samples: PcmStream, interruption: Interruption) -> Iterator[np.ndarray]:
     """What a pipe brings, as soon as it does."""
     while not interruption.signal:
         if not select.select([pipe], [], [], GLANCE_SECONDS)[0]:
             continue
         content = os.read(pipe.fileno(), PIPE_BYTES)
         if not content:
-            return
-        yield content
+            break
+        yield samples.feed(content)
+    yield samples.finish()
 
 
 class _Lines:

@@ -4,6 +4,7 @@ F frequency bins, T frames, B utterances, N target labels of one utterance, M of
 """
 
 import contextlib
+import multiprocessing
 import signal
 import sys
 import threading
@@ -167,7 +168,7 @@ class BatchLoader:
 def _settle(_: int) -> None:
     """The first thing that a worker does."""
     leave_group()
-    die_with_parent()
+    die_with_parent(multiprocessing.parent_process().pid)
 
 
 @contextlib.contextmanager

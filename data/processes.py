@@ -8,14 +8,16 @@ import sys
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     """Let no process outlive the one that started it, even if that is killed without a chance to stop its children.
 
     A child of a dead training would hold its sockets open, and its peers would not learn of the death. Linux only.
+
+    parent: its process number, which in a container may be 1, the one that adopts orphans.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # it died before
+        if os.getppid() == 1 != parent:  # it died before
             os._exit(1)
 
 

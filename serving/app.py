@@ -6,13 +6,13 @@ below /v1 are OpenAI's (serving/openai.py), /stream is for live speech (serving/
 
 import asyncio
 import contextlib
-import sys
 import time
-import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+import anyio
 import anyio.to_thread
 import numpy as np
 from starlette.applications import Starlette
@@ -20,16 +20,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
+from torch import Tensor
 
 from asr.recognizer import Recognizer
-from asr.streaming import follows_streams
+from asr.streaming import LiveTranscriber, follows_streams
 from asr.transcript import Transcript, word_json
-from data.containers import UnknownFormat
+from data.audio import audio_duration
+from data.containers import HEAD_BYTES, UnknownFormat, foreign_format
+from data.pieces import Piece
 from serving.batching import Batcher, QueueFull, QueueLimits, TooLong
 from serving.live import live
 from serving.metrics import Metrics
 from serving.openai import openai_error, openai_routes
-from serving.requests import ApiKeys, Decoders, Refused, Upload, bearer, read_upload
+from serving.requests import ApiKeys, Decoders, Refused, Upload, bearer, log_fault, read_upload
 
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -47,7 +50,7 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 RETRY_AFTER = 1  # seconds
-OPEN_ROUTES = {"/", "/page/{name}", "/health/live", "/health/ready", "/info"}  # that need no key; none tells what was said
+OPEN_ROUTES = {"/", "/health/live", "/health/ready", "/info"}  # with /page/, those that need no key; none tells what was said
 WARM_SECONDS = (1.0, 5.0)
 
 
@@ -72,17 +75,23 @@ class Service:
         self.follows_streams = follows_streams(recognizer)
         self.under_way = self.streams = 0
         self.ready = False
+        self.stopping = asyncio.Event()
 
     def warm(self) -> None:
-        """Use everything once, so that the first client does not wait for what is loaded and compiled then."""
+        """Use everything once, so that the first client does not wait for what is loaded and compiled then.
+
+        Raises: Fault if the model does not work.
+        """
         rate = self.recognizer.audio.sample_rate
         for seconds in WARM_SECONDS:
             wave = np.random.default_rng(0).normal(0, 0.01, round(seconds * rate)).astype(np.float32)
             self.batcher.submit(self.recognizer.pieces_of([wave]), self.recognizer.decoder).result.result()
+            if self.follows_streams:
+                LiveTranscriber(self.recognizer).feed(wave)
         self.ready = True
 
     @contextlib.contextmanager
-    def admitted(self):
+    def admitted(self) -> Iterator[None]:
         """Room for a recording, from its first byte to its answer. Raises: Refused if there is none."""
         if not self.ready:
             raise Refused(503, "the model is being warmed up: try again", RETRY_AFTER)
@@ -96,24 +105,48 @@ class Service:
             self.under_way -= 1
             self.metrics.under_way.set(self.under_way)
 
-    async def transcribe(self, request: Request) -> tuple[Upload, Transcript, int]:
-        """Receive a recording and transcribe it. Returns: the request's form, the transcript, and how many readings are wanted.
+    @contextlib.contextmanager
+    def admitted_stream(self) -> Iterator[None]:
+        """Room for a live connection. Raises: Refused if there is none."""
+        if not self.ready or self.streams >= self.settings.streams:
+            raise Refused(503, "the server is warming up, or full: try again")
+        self.streams += 1
+        self.metrics.active_streams.set(self.streams)
+        try:
+            yield
+        finally:
+            self.streams -= 1
+            self.metrics.active_streams.set(self.streams)
 
+    async def transcribe(self, request: Request, check: Callable[[Upload], object]) -> tuple[Upload, Transcript, int]:
+        """Receive a recording and transcribe it.
+
+        check: raises Refused, before the work, if it does not understand the form's fields.
+        Returns: the request's form, the transcript, and how many readings are wanted.
         Raises: Refused, also with what is wrong with the recording.
         """
         with self.admitted():
             try:
-                async with asyncio.timeout(self.settings.timeout):
+                with anyio.fail_after(self.settings.timeout):
                     upload = await read_upload(request, self.settings.upload_bytes)
                     with contextlib.closing(upload.file):
+                        check(upload)
                         decoder, paths = await anyio.to_thread.run_sync(self.decoders.chosen, upload)
                         return upload, await self._result(request, upload, decoder), paths
             except TimeoutError:
                 raise Refused(504, f"not done within {self.settings.timeout:g} s: send less, or try again later") from None
 
+    def _pieces(self, file: BinaryIO) -> Iterator[tuple[Piece, Tensor]]:
+        """The pieces of a recording, unless its header says that it is too long: hours of silence take no room."""
+        if foreign_format(file.read(HEAD_BYTES)) is None:  # others' headers tell nothing; Batcher counts
+            file.seek(0)
+            self.batcher.check_length(audio_duration(file))
+        file.seek(0)
+        yield from self.recognizer.pieces(file)
+
     async def _result(self, request: Request, upload: Upload, decoder: object) -> Transcript:
         try:
-            job = self.batcher.submit(self.recognizer.pieces(upload.file), decoder)
+            job = self.batcher.submit(self._pieces(upload.file), decoder)
         except QueueFull:
             raise Refused(503, "the server is stopping, or full: try again", RETRY_AFTER) from None
         done = asyncio.wrap_future(job.result)
@@ -131,7 +164,7 @@ class Service:
             raise Refused(422, str(error)) from None
         finally:
             gone.cancel()
-            job.result.cancel()
+            done.cancel()  # and with it the job
 
 
 async def _disconnected(request: Request) -> None:
@@ -145,9 +178,9 @@ def create_app(recognizer: Recognizer, settings: Settings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        warming = asyncio.create_task(anyio.to_thread.run_sync(service.warm))
+        if not service.ready:
+            await anyio.to_thread.run_sync(service.warm)
         yield
-        await warming
         await anyio.to_thread.run_sync(service.batcher.close)
 
     routes = [
@@ -163,6 +196,7 @@ def create_app(recognizer: Recognizer, settings: Settings) -> Starlette:
     ]
     handlers = {Refused: _refused, HTTPException: _http_error, ClientDisconnect: _gone}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # to an address that the client's Host header makes up
     app.state.service = service
     app.add_middleware(Gate, service=service)
     return app
@@ -178,7 +212,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, request = time.monotonic(), Request(scope)
+        began, request = time.monotonic(), Request(scope)  # whose `url` a client's Host header has a say in: not used here
         answer: dict[str, int] = {}
 
         async def guarded(message: dict) -> None:
@@ -191,7 +225,7 @@ class Gate:
         try:
             await (refusal or self._app)(scope, receive, guarded)
         except Exception as error:  # a fault of ours: whoever runs the server is told, clients are not
-            traceback.print_exception(error, file=sys.stderr)
+            log_fault(error)
             if not answer:
                 internal = error_response(request, Refused(500, "an error of the server, which has logged it"))
                 await internal(scope, receive, guarded)
@@ -205,7 +239,7 @@ class Gate:
         settings = self._service.settings
         if request.method == "OPTIONS" and request.headers.get("origin") in settings.origins:
             return Response(status_code=204)
-        path = request.url.path
+        path = request.scope["path"]
         if (
             path in OPEN_ROUTES
             or path.startswith("/page/")
@@ -217,8 +251,10 @@ class Gate:
 
     def _add_headers(self, request: Request, message: dict) -> None:
         extra = dict(SECURITY_HEADERS)
-        if not request.url.path.startswith("/page/"):
+        if not request.scope["path"].startswith("/page/"):
             extra["Cache-Control"] = "no-store"
+        if self._service.stopping.is_set():
+            extra["Connection"] = "close"
         origin = request.headers.get("origin")
         if origin in self._service.settings.origins:
             extra |= {
@@ -232,7 +268,7 @@ class Gate:
 
 async def _transcribe(request: Request) -> Response:
     service: Service = request.app.state.service
-    upload, transcript, paths = await service.transcribe(request)
+    upload, transcript, paths = await service.transcribe(request, lambda form: (form.flag("offsets"), form.flag("words")))
     readings = transcript.readings(paths)
     answer = {"status": "OK", "transcription": [[reading.text for reading in readings]]}
     if upload.flag("offsets"):
@@ -264,13 +300,15 @@ async def _info(request: Request) -> Response:
     )
 
 
-async def _live(_: Request) -> Response:
-    return JSONResponse({"status": "live"})
+async def _live(request: Request) -> Response:
+    alive = request.app.state.service.batcher.alive
+    return JSONResponse({"status": "live" if alive else "dead"}, 200 if alive else 503)
 
 
 async def _ready(request: Request) -> Response:
-    ready = request.app.state.service.ready
-    return JSONResponse({"status": "ready" if ready else "warming up"}, 200 if ready else 503)
+    service: Service = request.app.state.service
+    status = "stopping" if service.stopping.is_set() else "ready" if service.ready else "warming up"
+    return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
 async def _metrics(request: Request) -> Response:
@@ -290,7 +328,7 @@ def error_response(request: Request, refused: Refused) -> Response:
     headers = {"Retry-After": str(refused.retry_after)} if refused.retry_after else {}
     if refused.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if request.url.path.startswith("/v1/"):
+    if request.scope["path"].startswith("/v1/"):
         return JSONResponse(openai_error(refused), refused.status, headers)
     return JSONResponse({"status": "error", "message": refused.message}, refused.status, headers)
 

@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from data.pieces import Piece
 from decoder import BeamDecoder, GreedyDecoder
 from serving.metrics import Metrics
 
+READERS = 4  # threads: what PyAV reads is decoded to its end before its first piece, for seconds, and must not hold up others
 AHEAD = 4  # pieces of a job that are read before the network is ready for them
 BATCH_SECONDS = 40.0  # heard at once at most, padding included, so that nobody waits long for a batch that has begun
 MOST_PADDING = 0.5  # share of a piece, beside a longer one
@@ -45,6 +46,10 @@ class TooLong(ValueError):
     """A recording goes on beyond the limit."""
 
 
+class Fault(Exception):
+    """The network or the decoder failed, which is no fault of the recording; what it was is the cause."""
+
+
 class _Waiting(NamedTuple):
     piece: Piece
     spect: Tensor  # (F, T)
@@ -64,7 +69,7 @@ class Job:
         self.waiting: deque[_Waiting] = deque()  # read, not heard
         self.heard: queue.SimpleQueue[tuple[Piece, np.ndarray]] = queue.SimpleQueue()  # not decoded
         self.unfinished = 0  # pieces that are read and not decoded
-        self.reading, self.read_all = True, False
+        self.reading, self.read_all = True, False  # whether a reader has it, or will; whether there is no more to read
         self.seconds = 0.0
         self.decoding = threading.Lock()
 
@@ -88,7 +93,7 @@ class Batcher:
         self._jobs: deque[Job] = deque()  # whose turn it is comes first
         self._changed = threading.Condition()
         self._closed = False
-        self._readers = ThreadPoolExecutor(2, thread_name_prefix="reading")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reading")
         self._decoders = ThreadPoolExecutor(max(2, recognizer.config.lm_workers), thread_name_prefix="decoding")
         self._network = threading.Thread(target=self._run, name="network", daemon=True)
         self._network.start()
@@ -96,8 +101,8 @@ class Batcher:
     def submit(self, pieces: Iterator[tuple[Piece, Tensor]], decoder: GreedyDecoder | BeamDecoder) -> Job:
         """Begin a recording, whose pieces are read by and by.
 
-        Returns: a job whose `result` is the transcript, or the ValueError that says what is wrong with the recording.
-
+        Returns: a job whose `result` is the transcript, the ValueError that says what is wrong with the recording, or a Fault.
+            To cancel the result is to cancel the job.
         Raises: QueueFull.
         """
         job = Job(pieces, self._recognizer.reader(decoder))
@@ -108,6 +113,16 @@ class Batcher:
         job.result.add_done_callback(lambda _: self._forget(job))
         self._readers.submit(self._read, job)
         return job
+
+    def check_length(self, seconds: float) -> None:
+        """Raises: TooLong if so much of a recording is too much."""
+        if seconds > self._limits.audio_seconds:
+            raise TooLong(f"longer than {self._limits.audio_seconds:g} s, which is the most here; send it in parts")
+
+    @property
+    def alive(self) -> bool:
+        """Whether somebody will hear what is submitted."""
+        return self._network.is_alive()
 
     def close(self) -> None:
         """Finish what was begun, and stop."""
@@ -131,22 +146,22 @@ class Batcher:
             return
         try:
             piece, spect = next(job.pieces)
+            job.seconds += piece.seconds
+            self.check_length(job.seconds)
         except StopIteration:
             self._progress(job, read_all=True)
             return
         except Exception as error:  # the request's handler knows which are the client's
             job.end(error=error)
             return
-        job.seconds += piece.seconds
-        if job.seconds > self._limits.audio_seconds:
-            job.end(error=TooLong(f"longer than {self._limits.audio_seconds:g} s, which is the most here; send it in parts"))
-            return
         with self._changed:
+            if job.result.done():
+                return
             job.unfinished += 1
             job.waiting.append(_Waiting(piece, spect, time.monotonic()))
-            job.reading = len(job.waiting) < AHEAD
+            job.reading = goes_on = len(job.waiting) < AHEAD
             self._changed.notify_all()
-        if job.reading:
+        if goes_on:  # not job.reading: once the lock is free, _choose may have asked for the next piece
             self._readers.submit(self._read, job)
 
     def _run(self) -> None:
@@ -161,42 +176,40 @@ class Batcher:
                 batch = self._choose()
             if batch:
                 self._hear(batch)
+            del batch  # or it is kept until the next
 
     def _any_waiting(self) -> bool:
         return any(job.waiting for job in self._jobs)
 
     def _enough(self) -> bool:
-        return sum(len(job.waiting) for job in self._jobs) >= self._limits.batch or all(job.waiting for job in self._jobs)
+        """Whether there is a whole batch, or nobody whose next piece is on its way."""
+        return sum(len(job.waiting) for job in self._jobs) >= self._limits.batch or all(
+            job.waiting or not job.reading for job in self._jobs
+        )
 
     def _choose(self) -> list[tuple[Job, _Waiting]]:
         """Take a batch: the first piece of the job whose turn it is, and of the others what is of like length.
 
-        A job's pieces are taken in their order. Jobs that gave one go to the end of the line.
+        A job's pieces are taken in their order, and its second only after the first ones of all others. Jobs that gave some go
+        to the end of the line.
         """
+        first = next((job for job in self._jobs if job.waiting), None)
+        if first is None:  # it was cancelled
+            return []
+        target = first.waiting[0].frames
+        pieces = [(turn, job, waiting) for job in self._jobs for turn, waiting in enumerate(job.waiting)]
+        pieces.sort(key=lambda piece: (piece[0], piece[1] is not first, abs(piece[2].frames - target)))
         chosen: list[tuple[Job, _Waiting]] = []
-        most = float(self._limits.batch)
-        for round_ in range(AHEAD):
-            candidates = [(job, job.waiting[round_]) for job in self._jobs if len(job.waiting) > round_]
-            if chosen:
-                target = chosen[0][1].frames
-                candidates.sort(key=lambda pair: abs(pair[1].frames - target))
-            taken = {id(job) for job, _ in chosen}
-            for job, waiting in candidates:
-                if len(chosen) >= most:
-                    break
-                in_turn = round_ == 0 or sum(j is job for j, _ in chosen) == round_
-                if not chosen or (in_turn and self._fits(chosen, waiting)):
-                    chosen.append((job, waiting))
-                    if len(chosen) == 1:  # by whose length the others are chosen
-                        candidates[1:] = sorted(candidates[1:], key=lambda pair: abs(pair[1].frames - waiting.frames))
-            if {id(job) for job, _ in chosen} == taken:
-                break
+        taken: Counter[Job] = Counter()
+        for turn, job, waiting in pieces:
+            if taken[job] == turn and self._fits(chosen, waiting):
+                chosen.append((job, waiting))
+                taken[job] += 1
         for job, _ in chosen:
             job.waiting.popleft()
-        gave = {id(job) for job, _ in chosen}
-        self._jobs = deque(sorted(self._jobs, key=lambda job: id(job) in gave))
-        for job in {id(job): job for job, _ in chosen}.values():
-            if not job.reading and not job.read_all and len(job.waiting) < AHEAD:
+        self._jobs = deque(sorted(self._jobs, key=lambda job: taken[job] > 0))
+        for job in taken:
+            if not job.reading and not job.read_all:
                 job.reading = True
                 self._readers.submit(self._read, job)
         return chosen
@@ -204,23 +217,30 @@ class Batcher:
     def _fits(self, chosen: list[tuple[Job, _Waiting]], waiting: _Waiting) -> bool:
         lengths = [other.frames for _, other in chosen] + [waiting.frames]
         seconds = max(lengths) * len(lengths) * self._recognizer.audio.window_stride
-        return seconds <= BATCH_SECONDS and min(lengths) >= (1 - MOST_PADDING) * max(lengths)
+        alike = seconds <= BATCH_SECONDS and min(lengths) >= (1 - MOST_PADDING) * max(lengths)
+        return not chosen or (len(chosen) < self._limits.batch and alike)
 
     def _hear(self, batch: list[tuple[Job, _Waiting]]) -> None:
         began = time.monotonic()
-        for _, waiting in batch:
-            self._metrics.queue_seconds.observe(began - waiting.since)
-        self._metrics.batch_size.observe(len(batch))
         try:
             outputs = self._recognizer.hear([(waiting.piece, waiting.spect) for _, waiting in batch])
-        except Exception as error:  # of all who are in it, and of nobody else
-            for job, _ in batch:
-                job.end(error=error)
+        except Exception as error:  # whatever it is, the others are to be heard
+            self._part(batch, error)
             return
+        self._metrics.batch_size.observe(len(batch))
         self._metrics.audio_seconds.inc(math.fsum(waiting.piece.seconds for _, waiting in batch))
         for (job, waiting), log_probs in zip(batch, outputs, strict=True):
+            self._metrics.queue_seconds.observe(began - waiting.since)
             job.heard.put((waiting.piece, log_probs))
             self._decoders.submit(self._decode, job)
+
+    def _part(self, batch: list[tuple[Job, _Waiting]], error: Exception) -> None:
+        """Hear what failed together one by one, so that who spoils it, or makes it too large for a GPU, ends alone."""
+        if len(batch) == 1:
+            batch[0][0].end(error=_fault("the network", error))
+            return
+        for pair in batch:
+            self._hear([pair])
 
     def _decode(self, job: Job) -> None:
         with job.decoding:  # one thread at a time, and the pieces in their order
@@ -230,14 +250,22 @@ class Batcher:
             try:
                 job.reader.add(piece, log_probs)
             except Exception as error:
-                job.end(error=error)
+                job.end(error=_fault("the decoder", error))
                 return
             self._progress(job, decoded=1)
 
     def _progress(self, job: Job, decoded: int = 0, read_all: bool = False) -> None:
         with self._changed:
             job.unfinished -= decoded
-            job.read_all |= read_all
+            if read_all:
+                job.read_all, job.reading = True, False
+                self._changed.notify_all()
             finished = job.read_all and not job.unfinished
         if finished:
             job.end(job.reader.transcript())
+
+
+def _fault(where: str, error: Exception) -> Fault:
+    fault = Fault(f"{where} failed: {error}")
+    fault.__cause__ = error
+    return fault

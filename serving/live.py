@@ -21,9 +21,10 @@ from data.pcm import PcmStream
 from data.utterance_cutter import UtteranceCutter
 from model import TIME_STRIDE
 from serving.batching import Batcher, QueueFull
-from serving.requests import STALLED, Refused, bearer
+from serving.requests import STALLED, Refused, bearer, log_fault
 
-NORMAL, POLICY, TRY_LATER = 1000, 1008, 1013  # RFC 6455, section 7.4.1
+NORMAL, POLICY, INTERNAL, RESTART, TRY_LATER = 1000, 1008, 1011, 1012, 1013  # RFC 6455, section 7.4.1, and IANA's list
+END = '{"eof": 1}'
 
 
 async def live(socket: WebSocket) -> None:
@@ -33,30 +34,23 @@ async def live(socket: WebSocket) -> None:
         await socket.close(POLICY)  # before it is accepted: HTTP 403
         return
     await socket.accept()
-    if not service.ready or service.streams >= service.settings.streams:
-        await _refuse(socket, TRY_LATER, "the server is warming up, or full: try again")
-        return
-    service.streams += 1
-    service.metrics.active_streams.inc()
     try:
         await _converse(socket, service)
     except WebSocketDisconnect:
         pass
     except Refused as refused:
-        await _refuse(socket, POLICY, refused.message)
-    except TimeoutError:
-        await _refuse(socket, POLICY, f"nothing came for {STALLED:g} s")
+        await _refuse(socket, TRY_LATER if refused.status == 503 else POLICY, refused.message)
     except ValueError as error:
         await _refuse(socket, POLICY, str(error))
-    finally:
-        service.streams -= 1
-        service.metrics.active_streams.dec()
+    except Exception as error:  # a fault of ours: whoever runs the server is told, clients are not
+        log_fault(error)
+        await _refuse(socket, INTERNAL, "an error of the server, which has logged it")
 
 
 async def _converse(socket: WebSocket, service: object) -> None:
     """From the first message to the last."""
     recognizer: Recognizer = service.recognizer
-    message = await _received(socket)
+    message = await _received(socket, service.stopping)
     settings = _settings(message) if isinstance(message, str) else {}
     key = settings.get("key") or bearer(socket.headers.get("authorization"))
     if not service.settings.keys.admit(str(key)):
@@ -64,20 +58,33 @@ async def _converse(socket: WebSocket, service: object) -> None:
     rate = settings.get("rate", recognizer.audio.sample_rate)
     if type(rate) is not int or rate not in RATES:
         raise Refused(400, f"rate {str(rate)[:40]}: expected a whole number of Hz from {RATES.start} to {RATES.stop - 1}")
-    hearing = _Streamed(recognizer, rate) if service.follows_streams else _ByUtterance(recognizer, service.batcher, rate)
-    if settings:
-        message = await _received(socket)
-    while isinstance(message, bytes):
-        await _send(socket, await anyio.to_thread.run_sync(hearing.feed, message))
-        message = await _received(socket)
-    if not _settings(message).get("eof"):
-        raise Refused(400, 'expected samples in binary messages, and {"eof": 1} behind the last')
-    await _send(socket, await anyio.to_thread.run_sync(hearing.finish))
-    await socket.close(NORMAL)
+    with service.admitted_stream():
+        hearing = _Streamed(recognizer, rate) if service.follows_streams else _ByUtterance(recognizer, service.batcher, rate)
+        if isinstance(message, str) and not settings.get("eof"):
+            message = await _received(socket, service.stopping)
+        while isinstance(message, bytes):
+            await _send(socket, await anyio.to_thread.run_sync(hearing.feed, message))
+            message = await _received(socket, service.stopping)
+        if not _settings(message).get("eof"):
+            raise Refused(400, 'expected samples in binary messages, and {"eof": 1} behind the last')
+        await _send(socket, await anyio.to_thread.run_sync(hearing.finish))
+    await socket.close(RESTART if service.stopping.is_set() else NORMAL)
 
 
-async def _received(socket: WebSocket) -> str | bytes:
-    message = await asyncio.wait_for(socket.receive(), STALLED)
+async def _received(socket: WebSocket, stopping: asyncio.Event) -> str | bytes:
+    """The next message; of a server that stops, as if this had been the client's last one."""
+    receiving, stops = asyncio.create_task(socket.receive()), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({receiving, stops}, timeout=STALLED, return_when=asyncio.FIRST_COMPLETED)
+        if receiving.done():
+            message = receiving.result()
+        elif stops.done():
+            return END
+        else:
+            raise Refused(408, f"nothing came for {STALLED:g} s")
+    finally:
+        receiving.cancel()
+        stops.cancel()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", NORMAL))
     return message["bytes"] if message.get("bytes") is not None else message.get("text") or ""

@@ -34,10 +34,8 @@ def openai_error(refused: Refused) -> dict:
 
 async def _transcriptions(request: Request) -> Response:
     service = request.app.state.service
-    upload, transcript, _ = await service.transcribe(request)
+    upload, transcript, _ = await service.transcribe(request, _check)
     kind = upload.fields.get("response_format", "json")
-    if kind not in FORMATS:
-        raise Refused(400, f"response_format={kind[:40]!r}: expected one of {', '.join(FORMATS)}")
     if kind == "json":
         return JSONResponse({"text": transcript.text})
     if kind == "verbose_json":
@@ -48,11 +46,17 @@ async def _transcriptions(request: Request) -> Response:
     return PlainTextResponse(as_srt(made) if kind == "srt" else as_vtt(made))
 
 
+def _check(upload: Upload) -> None:
+    kind = upload.fields.get("response_format", "json")
+    if kind not in FORMATS:
+        raise Refused(400, f"response_format={kind[:40]!r}: expected one of {', '.join(FORMATS)}")
+    for name in upload.listed.get("timestamp_granularities[]", ()):
+        if name not in GRANULARITIES:
+            raise Refused(400, f"timestamp_granularities[]={name[:40]!r}: expected word or segment")
+
+
 def _verbose(transcript: Transcript, upload: Upload) -> dict:
     wanted = upload.listed.get("timestamp_granularities[]", ["segment"])
-    unknown = [name for name in wanted if name not in GRANULARITIES]
-    if unknown:
-        raise Refused(400, f"timestamp_granularities[]={unknown[0][:40]!r}: expected word or segment")
     answer = {
         "task": "transcribe",
         "language": upload.fields.get("language", ""),

@@ -1,15 +1,17 @@
 """What clients send, within limits: bodies, fields, and the decoders they ask for."""
 
-import asyncio
 import hmac
+import sys
 import threading
+import time
+import traceback
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from python_multipart.exceptions import MultipartParseError
+import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -23,6 +25,7 @@ MOST_FIELDS = 32
 MOST_BEAM_WIDTH, MOST_HOT_WORDS = 512, 200
 DECODERS_KEPT = 16
 STALLED = 30.0  # seconds in which a client sends nothing
+LEAST_RATE = 1000.0  # bytes a second, from then on
 
 
 class Refused(Exception):
@@ -45,6 +48,8 @@ class ApiKeys:
         self._keys = [line.strip().encode() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not self._keys:
             raise ValueError(f"{path}: no keys: expected one a line")
+        if not all(key.isascii() for key in self._keys):
+            raise ValueError(f"{path}: a key with characters beyond ASCII, which a header cannot carry")
 
     @property
     def needed(self) -> bool:
@@ -52,7 +57,7 @@ class ApiKeys:
 
     def admit(self, given: str) -> bool:
         """Compare with every key, in a time that tells nothing of how much of one was right."""
-        found = [hmac.compare_digest(given.encode(), key) for key in self._keys]
+        found = [hmac.compare_digest(given.encode(errors="replace"), key) for key in self._keys]
         return any(found) or not found
 
 
@@ -76,10 +81,10 @@ class Upload:
         return value in ("true", "1")
 
     def number(self, name: str, most: int) -> int | None:
-        value = self.fields.get(name)
-        if value is None or not value.strip():
+        value = self.fields.get(name, "").strip()
+        if not value:
             return None
-        if not value.strip().isascii() or not value.strip().isdigit() or not 1 <= int(value[:9]) <= most:
+        if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= most:
             raise Refused(400, f"{name}={value[:40]!r}: expected a whole number from 1 to {most}")
         return int(value)
 
@@ -101,33 +106,31 @@ async def read_upload(request: Request, most_bytes: int) -> Upload:
             request.headers, _limited(request, most_bytes), max_files=1, max_fields=MOST_FIELDS, max_part_size=FIELD_BYTES
         )
         form = await parser.parse()
-    except (
-        MultiPartException,
-        MultipartParseError,
-        KeyError,
-        UnicodeDecodeError,
-    ) as error:  # KeyError: of a part without a name
+    except (MultiPartException, ValueError, LookupError) as error:  # also those of a charset that makes no sense
         raise Refused(400, f"not a form that can be read: {str(error)[:200]}") from None
     file = form.get("file")
     if not isinstance(file, UploadFile):
+        await form.close()
         raise Refused(400, "no file: expected a form field file with a recording, as curl -F file=@speech.wav sends it")
     listed: dict[str, list[str]] = {}
     for name, value in form.multi_items():
         if isinstance(value, str):
-            listed.setdefault(name, []).append(value)
+            listed.setdefault(name, []).append(value.encode(errors="replace").decode())  # some charsets know half characters
     return Upload(file.file, {name: values[-1] for name, values in listed.items()}, listed)
 
 
 async def _limited(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
     """A body as it comes, also one that does not say how long it is."""
-    total, chunks = 0, request.stream()
+    total, chunks, began = 0, request.stream(), time.monotonic()
     while True:
+        patience = STALLED + total / LEAST_RATE - (time.monotonic() - began)
         try:
-            chunk = await asyncio.wait_for(anext(chunks), STALLED)
+            with anyio.fail_after(max(0.0, min(STALLED, patience))):
+                chunk = await anext(chunks)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise Refused(408, f"nothing came for {STALLED:g} s: send it again") from None
+            raise Refused(408, f"{total} bytes came in {time.monotonic() - began:.0f} s: send it again") from None
         total += len(chunk)
         if total > most_bytes:
             raise Refused(413, _too_large(most_bytes))
@@ -180,10 +183,15 @@ class Decoders:
         try:
             decoder = own.with_weights(beam_width=width, top_paths=paths)
             if words:
-                weights = parse_hot_words(words.split(",")[: MOST_HOT_WORDS + 1], "hotwords")
-                if len(weights) > MOST_HOT_WORDS:
-                    raise ValueError(f"hotwords: more than {MOST_HOT_WORDS}")
-                decoder = decoder.with_hot_words(weights)
+                entries = words.split(",")
+                if len(entries) > MOST_HOT_WORDS:
+                    raise ValueError(f"hotwords: {len(entries)}: expected up to {MOST_HOT_WORDS}")
+                decoder = decoder.with_hot_words(parse_hot_words(entries, "hotwords"))
         except ValueError as error:
             raise Refused(400, str(error)) from None
         return decoder
+
+
+def log_fault(error: Exception) -> None:
+    """Tell whoever runs the server of a fault of its own, in full: clients are told nothing of it."""
+    traceback.print_exception(error, file=sys.stderr)

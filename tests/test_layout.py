@@ -1,4 +1,4 @@
-"""The one direction: scripts -> serving -> asr -> {model, decoder -> decoding} | data -> config; scripts never import scripts."""
+"""The one direction: scripts -> serving -> asr -> {model, decoder -> decoding} | data -> config; no script imports another."""
 
 import ast
 import subprocess
