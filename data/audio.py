@@ -158,6 +158,8 @@ def _decodable(content: BinaryIO) -> Iterator[_Recording]:
 
 
 def _binary(source: Path | str | BinaryIO) -> BinaryIO:
+    if isinstance(source, io.FileIO) and stat.S_ISREG(os.fstat(source.fileno()).st_mode) and source.tell() == 0:
+        return io.FileIO(os.dup(source.fileno()), "rb")  # needs no copy; whoever opened it closes it
     if not isinstance(source, (str, os.PathLike)):
         return spooled(source)
     if is_member(os.fspath(source)):

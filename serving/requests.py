@@ -1,6 +1,8 @@
 """What clients send, within limits: bodies, fields, and the decoders they ask for."""
 
 import hmac
+import io
+import os
 import sys
 import threading
 import time
@@ -116,7 +118,17 @@ async def read_upload(request: Request, most_bytes: int) -> Upload:
     for name, value in form.multi_items():
         if isinstance(value, str):
             listed.setdefault(name, []).append(value.encode(errors="replace").decode())  # some charsets know half characters
-    return Upload(file.file, {name: values[-1] for name, values in listed.items()}, listed)
+    return Upload(_on_disk(file), {name: values[-1] for name, values in listed.items()}, listed)
+
+
+def _on_disk(file: UploadFile) -> io.FileIO:
+    """A nameless file of an upload's own, which is read without another copy in memory."""
+    with file.file as spooled:
+        number = os.dup(spooled.fileno())  # which puts on the disk what was small enough for memory
+        spooled.flush()
+    plain = io.FileIO(number, "rb")
+    plain.seek(0)
+    return plain
 
 
 async def _limited(request: Request, most_bytes: int) -> AsyncIterator[bytes]:

@@ -436,3 +436,13 @@ def test_sound_files_are_not_changed(tmp_path):
     before = path.read_bytes()
     load_audio(Path(path), RATE)
     assert path.read_bytes() == before
+
+
+def test_an_open_file_is_read_without_a_copy(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 16000), 16000)
+    monkeypatch.setattr("data.audio.spooled", None)
+    with open(tmp_path / "a.wav", "rb", buffering=0) as file:
+        np.testing.assert_array_equal(load_audio(file, 16000), load_audio(tmp_path / "a.wav", 16000))
+        assert not file.closed
+        file.seek(0)
+        assert audio_duration(file) == 1.0
