@@ -251,8 +251,8 @@ class Gate:
 
     def _add_headers(self, request: Request, message: dict) -> None:
         extra = dict(SECURITY_HEADERS)
-        if not request.scope["path"].startswith("/page/"):
-            extra["Cache-Control"] = "no-store"
+        # The page's files may be kept if they are asked for anew each time: those of another release would not fit together.
+        extra["Cache-Control"] = "no-cache" if request.scope["path"].startswith("/page/") else "no-store"
         if self._service.stopping.is_set():
             extra["Connection"] = "close"
         origin = request.headers.get("origin")
