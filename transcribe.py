@@ -22,6 +22,7 @@ from data.command_line import UsageError, argument_parser, number, progress_bar,
 
 FORMATS = ("json", "jsonl", "text", "srt", "vtt", "ctm", "tsv")
 SUBTITLES = ("srt", "vtt")
+PLAIN_SAMPLES = (".raw", ".pcm")  # what files are called that have no header
 BATCH_SECONDS = 60.0  # more gains no speed on a CPU, and takes memory
 NAMED = 10  # recordings, of those that failed, in the last line
 
@@ -181,9 +182,9 @@ def stream(args: argparse.Namespace) -> None:
     live = {"rate": args.pcm_rate, "pause": args.pause, "as_json": args.format == "jsonl", "partials": args.partials}
     if path == STANDARD_INPUT:
         transcribe_live(recognizer, standard_input(), **live)
-    elif os.path.isfile(path) and not args.pcm_rate:
+    elif os.path.isfile(path) and not path.lower().endswith(PLAIN_SAMPLES):
         transcribe_live(recognizer, path, **live, name=path)
-    else:  # a named pipe, or plain samples
+    else:  # that, or a named pipe
         with open(path, "rb", buffering=0) as file:
             transcribe_live(recognizer, file, **live, name=path)
 
