@@ -41,6 +41,15 @@ def pauses(labels: np.ndarray) -> list[int]:
 
 def save_beep_network(path: Path, bidirectional: bool = True, streaming_norm: bool = False) -> Path:
     """Random weights but the last layer's, which make it write a letter for each beep: least squares find them."""
+    rng = np.random.default_rng(0)
+    texts = [*("".join(rng.choice(list("AABBCC  ."), 20)) for _ in range(8)), ".....", *"ABC ."]
+    return fit_network(path, [sound(text) for text in texts], bidirectional, streaming_norm)
+
+
+def fit_network(
+    path: Path, sounds: list[tuple[np.ndarray, np.ndarray]], bidirectional: bool = True, streaming_norm: bool = False
+) -> Path:
+    """The same of any waves and the labels of their samples."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same network everywhere, to the bit
@@ -51,13 +60,11 @@ def save_beep_network(path: Path, bidirectional: bool = True, streaming_norm: bo
     audio = AudioConfig(streaming_norm=streaming_norm)
     hidden, wanted, rng = [], [], np.random.default_rng(0)
     hook = model.head_norm.register_forward_hook(lambda *passed: hidden.append(passed[2]))
-    texts = [*("".join(rng.choice(list("AABBCC  ."), 20)) for _ in range(8)), ".....", *"ABC ."]
     heard = RunningNorm()  # of what came before, as after a pause
-    for text, norm in [*((text, None) for text in texts), *((text, heard) for text in texts if streaming_norm)]:
-        wave, labels = sound(text)
+    for (wave, labels), norm in [*((s, None) for s in sounds), *((s, heard) for s in sounds if streaming_norm)]:
         spect = spectrogram(wave, audio, norm)
-        begins = [0, *rng.choice(pauses(labels), 4)] if norm and "." in text else [0]  # after a pause the network starts anew
-        for begin in begins:
+        quiet = pauses(labels)
+        for begin in [0, *rng.choice(quiet, 4)] if norm and quiet else [0]:  # after a pause the network starts anew
             with torch.no_grad():
                 model(spect[None, None, :, begin:], torch.tensor([spect.shape[1] - begin]))
             samples = np.arange(len(hidden[-1])) * 320 + begin * 160
