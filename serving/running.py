@@ -215,6 +215,7 @@ def _stop(workers: Sequence[multiprocessing.Process]) -> None:
 
 def _worker(args: argparse.Namespace, index: int, listening: socket.socket) -> None:
     die_with_parent(multiprocessing.parent_process().pid)
-    if args.cuda:
-        torch.cuda.set_device(index)
+    if args.cuda:  # it sees its own GPU alone; CUDA reads this when it is first used, which is later
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[index] if any(visible) else str(index)
     sys.exit(run_script(lambda: _work(args, ApiKeys(args.api_key_file), listening)))
