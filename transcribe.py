@@ -48,7 +48,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--stream", action="store_true", help="transcribe 16-bit PCM or WAV as it comes; --audio-path - is a pipe"
     )
     live.add_argument("--pcm-rate", type=number(int, 1000, 768000), metavar="HZ", help="of raw PCM (default: the model's)")
-    live.add_argument("--pause", type=number(float, above=0), default=0.6, metavar="S", help="silence that makes a line final")
+    live.add_argument("--pause", type=number(float, above=0), metavar="S", help="silence that ends a line (default: 0.6)")
     live.add_argument("--partials", action="store_true", help="print what is not final yet, also where that is no terminal")
     options.add_inference_options(parser)
     args = parser.parse_args(argv)
@@ -56,8 +56,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--resume: expected --output-dir DIR, where results are looked for")
     if args.stream:
         _check_stream(parser, args)
-    elif args.pcm_rate or args.partials:
-        parser.error(f"{'--pcm-rate' if args.pcm_rate else '--partials'}: expected --stream beside it")
+    for name in ("pcm_rate", "pause", "partials"):
+        if getattr(args, name) and not args.stream:
+            parser.error(f"--{name.replace('_', '-')}: expected --stream beside it")
     return args
 
 
@@ -69,6 +70,8 @@ def _check_stream(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     for name in ("output_dir", "offsets", "words", "batch_size", "batch_seconds"):
         if getattr(args, name):
             parser.error(f"--stream and --{name.replace('_', '-')} contradict each other: leave one of them out")
+    if args.top_paths > 1:
+        parser.error("--stream and --top-paths contradict each other: a stream has one reading; leave one of them out")
 
 
 def transcribe(args: argparse.Namespace) -> None:
@@ -156,8 +159,8 @@ class Progress:
         self._bar.refresh()
 
     def summary(self) -> str:
-        factor = (self._clock() - self._began) / max(self._seconds, 1e-9)
-        return f"{self._seconds:.1f} s of audio, real-time factor {factor:.3f}"
+        heard = f"{self._seconds:.1f} s of audio"
+        return f"{heard}, real-time factor {(self._clock() - self._began) / self._seconds:.3f}" if self._seconds else heard
 
 
 def duration_of(recording: object) -> int | None:
@@ -175,14 +178,16 @@ def duration_of(recording: object) -> int | None:
 def stream(args: argparse.Namespace) -> None:
     from asr.live import transcribe_live
     from asr.recognizer import Recognizer
+    from asr.streaming import PAUSE_SECONDS
     from data.recordings import STANDARD_INPUT, standard_input
 
     (path,) = args.audio_path
     recognizer = Recognizer.from_options(args)
-    live = {"rate": args.pcm_rate, "pause": args.pause, "as_json": args.format == "jsonl", "partials": args.partials}
+    pause = args.pause or PAUSE_SECONDS
+    live = {"rate": args.pcm_rate, "pause": pause, "as_json": args.format == "jsonl", "partials": args.partials}
     if path == STANDARD_INPUT:
         transcribe_live(recognizer, standard_input(), **live)
-    elif os.path.isfile(path) and not path.lower().endswith(PLAIN_SAMPLES):
+    elif os.path.isfile(path) and not args.pcm_rate and not path.lower().endswith(PLAIN_SAMPLES):
         transcribe_live(recognizer, path, **live, name=path)
     else:  # that, or a named pipe
         with open(path, "rb", buffering=0) as file:

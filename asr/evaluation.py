@@ -66,17 +66,22 @@ def count_errors(references: Iterable[str], hypotheses: Iterable[str], cer_space
 
 @torch.inference_mode()
 def acoustic_output(model: nn.Module, batch: Batch, runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Log probabilities (B, L, C) float32 and lengths (B,) of a batch, both on the CPU, where decoders work.
-
-    Raises: ValueError if they are no numbers, so that a model ruined in training is not taken for one that hears silence.
-    """
+    """Log probabilities (B, L, C) float32 and lengths (B,) of a batch, both on the CPU. Raises: as log_probabilities."""
     batch = batch.to(runtime.device)
     with runtime.autocast():
         logits, out_lens = model(batch.spects, batch.spect_lens)
-    log_probs, out_lens = logits.log_softmax(-1).cpu(), out_lens.cpu()
+    return log_probabilities(logits), out_lens.cpu()
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Logits (..., C) to log probabilities (..., C) float32 on the CPU, where decoders work.
+
+    Raises: ValueError if they are no numbers, so that a model ruined in training is not taken for one that hears silence.
+    """
+    log_probs = logits.float().log_softmax(-1).cpu()
     if log_probs.isnan().any():
         raise ValueError("the network's output is not a number: its training diverged; train it anew with a lower --lr")
-    return log_probs, out_lens
+    return log_probs
 
 
 def evaluate(

@@ -8,10 +8,14 @@ from model import PADDINGS, RELEASE1_PADDINGS, TIME_KERNEL, TIME_STRIDE
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """Frame i is centred `first + i * period` seconds into the recording."""
+    """Frame i is centred `first + i * period` seconds into the recording, and lasts half a period to either side."""
 
     first: float
     period: float
+
+    def begin(self, frame: int) -> float:
+        """Seconds from the recording's beginning to the frame's, which may be a little less than nothing."""
+        return self.first + (frame - 0.5) * self.period
 
     @classmethod
     def of_spectrogram(cls, audio: AudioConfig) -> "FrameTimes":

@@ -5,7 +5,6 @@ import os
 import select
 import shutil
 import sys
-import unicodedata
 from collections.abc import Iterator
 from typing import BinaryIO, TextIO
 
@@ -14,6 +13,7 @@ import numpy as np
 from asr.interruption import Interruption
 from asr.recognizer import Recognizer
 from asr.streaming import PAUSE_SECONDS, Final, LiveTranscriber, Partial, event_json, follows_streams
+from asr.subtitles import shown_width
 from data.audio import audio_blocks
 from data.command_line import UsageError
 from data.pcm import PcmStream
@@ -109,7 +109,7 @@ class _Lines:
             print("\r", end="", file=self._output, flush=True)
 
     def _write(self, text: str, end: str) -> None:
-        width = _columns(text)
+        width = shown_width(text)
         if self._rewrites:
             text = f"\r{text}{' ' * (self._width - width)}"
             self._width = width
@@ -132,11 +132,6 @@ class _JsonLines:
 
 def _last_columns(text: str, columns: int) -> str:
     """The end of a text, where something new may be, as far as there is room."""
-    while _columns(text) > columns:
+    while shown_width(text) > columns:
         text = text[1:]
     return text
-
-
-def _columns(text: str) -> int:
-    """How wide a terminal shows a text: East Asian characters take two columns."""
-    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)

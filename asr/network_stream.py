@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asr.evaluation import log_probabilities
 from asr.runtime import Runtime
 from config import ModelConfig
 from model import PADDINGS, RELEASE1_PADDINGS, TIME_KERNEL, TIME_STRIDE, DeepSpeech, clipped_relu
@@ -63,10 +64,7 @@ class NetworkStream:
             logits = self._logits(spect.to(self.model.conv.conv1.weight), last)
         if logits is None:
             return torch.empty(0, self.model.config.num_labels)
-        log_probs = logits.float().log_softmax(-1).cpu()
-        if log_probs.isnan().any():
-            raise ValueError("the network's output is not a number: its training diverged; train it anew with a lower --lr")
-        return log_probs
+        return log_probabilities(logits)
 
     def _logits(self, spect: Tensor, last: bool) -> Tensor | None:
         """As DeepSpeech.forward, of one utterance without padding. Returns: (L, C), or nothing if no frame is complete."""

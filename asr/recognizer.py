@@ -7,6 +7,7 @@ F frequency bins, T spectrogram frames, L output frames, C labels.
 """
 
 import argparse
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +22,7 @@ from asr.frame_times import FrameTimes
 from asr.options import decoder_config
 from asr.quantization import quantized, release_memory
 from asr.runtime import Precision, Runtime
-from asr.transcript import Segment, Transcript, shifted, word_json
+from asr.transcript import Transcript, shifted, word_json
 from config import DecoderConfig
 from data.audio import audio_blocks, source_name
 from data.command_line import UsageError
@@ -75,15 +76,20 @@ class Recognizer:
         return recognizer
 
     def pieces(
-        self, source: str | Path | BinaryIO, offset: float = 0.0, duration: float | None = None
+        self,
+        source: str | Path | BinaryIO,
+        offset: float = 0.0,
+        duration: float | None = None,
+        longest: float = math.inf,
     ) -> Iterator[tuple[Piece, Tensor]]:
         """Cut a recording, or the segment of it that starts at `offset`, both in seconds, into what the network can hear.
 
+        longest: seconds that the recording may last.
         Yields: pieces and their spectrograms (F, T), as the recording is read.
-        Raises: OSError or ValueError naming the recording if it cannot be read or is too short to hold a frame.
+        Raises: OSError or ValueError naming the recording if it cannot be read or is too short to hold a frame; TooLong.
         """
         try:
-            yield from self.pieces_of(audio_blocks(source, self.audio.sample_rate, offset, duration))
+            yield from self.pieces_of(audio_blocks(source, self.audio.sample_rate, offset, duration, longest=longest))
         except TooShort as error:
             raise ValueError(f"{source_name(source)}: {error}") from None
 
@@ -134,7 +140,7 @@ class Reader:
     def __init__(self, recognizer: Recognizer, decoder: GreedyDecoder | BeamDecoder):
         self._times, self._decoder = recognizer.times, decoder
         self._spaced = SPACE in recognizer.labels.symbols
-        self._segments: list[Segment] = []
+        self._segments: list[list[Hypothesis]] = []
         self._unread: list[np.ndarray] = []  # frames since the last pause
         self._frame, self._begin, self._end = 0, 0.0, 0.0  # of the unread: first frame, and seconds
 
@@ -147,7 +153,7 @@ class Reader:
         if piece.pauses or self._end - self._begin > MOST_UNPAUSED:
             hypotheses = decode_at_once(self._decoder, np.concatenate(self._unread))
             self._unread = []
-            self._segments.append(Segment(self._begin, self._end, [shifted(h, self._frame) for h in hypotheses]))
+            self._segments.append([shifted(hypothesis, self._frame) for hypothesis in hypotheses])
 
     def transcript(self) -> Transcript:
         """What was said, once all pieces were added."""

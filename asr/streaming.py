@@ -11,7 +11,7 @@ L output frames, C labels. Frames, of hypotheses too, are counted from the begin
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from asr.network_stream import NetworkStream, frames_ahead
 from asr.recognizer import Recognizer
+from asr.transcript import Spoken, timed_words, word_json
 from data.feature_stream import BLOCK_FRAMES, SpectrogramStream
 from decoder import BLANK, SPACE, Hypothesis, as_float32
 from model import TIME_STRIDE
@@ -42,17 +43,10 @@ class Partial:
 
 
 @dataclass(frozen=True)
-class Final:
-    """What was said between two pauses, best reading first; it changes no more. The best one is not empty."""
+class Final(Spoken):
+    """What was said between two pauses, in seconds of the stream; it changes no more."""
 
-    start: float  # seconds from the beginning of the stream to its first character
-    end: float  # and to the end of its last
-    hypotheses: tuple[Hypothesis, ...]  # without spaces at either end, in frames from the beginning of the stream
-    seconds_per_frame: float
-
-    @property
-    def text(self) -> str:
-        return self.hypotheses[0].text
+    hypotheses: Sequence[Hypothesis]  # best reading first, without spaces at either end, in frames of the stream
 
 
 class LiveTranscriber:
@@ -67,12 +61,11 @@ class LiveTranscriber:
         """
         self._recognizer = recognizer
         self._network = self._fresh_network()
-        audio = recognizer.audio
-        self.seconds_per_frame = TIME_STRIDE * audio.hop_samples / audio.sample_rate
-        self._spectrogram = SpectrogramStream(audio)
-        self._pause = max(1, round(pause / self.seconds_per_frame))
-        self._longest = max(1, round(longest / self.seconds_per_frame))
-        self._fresh = min(round(FRESH_SECONDS / self.seconds_per_frame), self._pause // 2)
+        self._spectrogram = SpectrogramStream(recognizer.audio)
+        period = recognizer.times.period
+        self._pause = max(1, round(pause / period))
+        self._longest = max(1, round(longest / period))
+        self._fresh = min(round(FRESH_SECONDS / period), self._pause // 2)
         self._partials, self._decoder = partials, recognizer.decoder
         symbols = recognizer.labels.symbols
         self._silent = [BLANK, *(label for label, symbol in enumerate(symbols) if symbol == SPACE)]
@@ -162,7 +155,7 @@ class LiveTranscriber:
             return []
         self._shown = hypothesis.text
         start = hypothesis.offsets[0] if hypothesis.text else self._first
-        return [Partial(hypothesis.text, start * self.seconds_per_frame)]
+        return [Partial(hypothesis.text, max(0.0, self._recognizer.times.begin(start)))]
 
     def _final(self) -> list[Final]:
         """End the text here, if there is any, and start another."""
@@ -170,8 +163,8 @@ class LiveTranscriber:
         self._begin(self._first + self._frames)
         if not hypotheses[0].text:
             return []
-        start, end = (frame * self.seconds_per_frame for frame in (hypotheses[0].words[0].start, hypotheses[0].words[-1].end))
-        return [Final(start, end, hypotheses, self.seconds_per_frame)]
+        times = self._recognizer.times
+        return [Final(hypotheses[0].text, timed_words(hypotheses[0], times, times.begin(self._first)), hypotheses)]
 
     def _part(self) -> list[Partial | Final]:
         """End the text where it hurts least, and start another with what follows there."""
@@ -193,30 +186,17 @@ class LiveTranscriber:
         )
 
 
-def event_json(event: Partial | Final) -> dict:
+def event_json(event: Partial | Spoken) -> dict:
     """An event as transcribe.py and the server send it; times in seconds."""
     if isinstance(event, Partial):
         return {"partial": event.text, "start": round(event.start, 3)}
-    words = [
-        {
-            "word": word.text,
-            "start": round(word.start * event.seconds_per_frame, 3),
-            "end": round(word.end * event.seconds_per_frame, 3),
-            "confidence": round(word.confidence, 4),
-        }
-        for word in event.hypotheses[0].words
-    ]
-    return {"final": event.text, "start": round(event.start, 3), "end": round(event.end, 3), "words": words}
+    words = [word_json(word) for word in event.words]
+    return {"final": event.text, "start": words[0]["start"], "end": words[-1]["end"], "words": words}
 
 
 def follows_streams(recognizer: Recognizer) -> bool:
-    """Whether a model was made to be heard live, so that its files are transcribed in the same way."""
+    """Whether a model was made to be heard live: normalised as speech comes, and hearing one way."""
     return recognizer.audio.streaming_norm and not recognizer.model.config.bidirectional
-
-
-def join_texts(texts: Iterable[str], symbols: Sequence[str]) -> str:
-    """One text of several finals: a pause parts words, where labels have words."""
-    return (SPACE if SPACE in symbols else "").join(texts)
 
 
 def _best_place(labels: list[int], silent: list[int]) -> int:

@@ -79,20 +79,20 @@ def _fits(words: list[TimedWord], spaced: bool) -> bool:
     if words[-1].end - words[0].start > LONGEST_CUE:
         return False
     lines = _lines([word.text for word in words], " " if spaced else "")
-    return len(lines) <= LINES and max(map(_columns, lines)) <= LINE_COLUMNS
+    return len(lines) <= LINES and max(map(shown_width, lines)) <= LINE_COLUMNS
 
 
 def _lines(texts: list[str], joint: str) -> list[str]:
     """One line if they fit in it, else the two that are the least uneven; more if a word alone does not fit."""
     text = joint.join(texts)
-    if _columns(text) <= LINE_COLUMNS or len(texts) == 1:
+    if shown_width(text) <= LINE_COLUMNS or len(texts) == 1:
         return [text]
     halves = [(joint.join(texts[:i]), joint.join(texts[i:])) for i in range(1, len(texts))]
-    return list(min(halves, key=lambda pair: max(map(_columns, pair))))
+    return list(min(halves, key=lambda pair: max(map(shown_width, pair))))
 
 
-def _columns(text: str) -> int:
-    """How wide a text is: East Asian characters take two columns."""
+def shown_width(text: str) -> int:
+    """How wide a text is shown: East Asian characters take two columns."""
     return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
 
 

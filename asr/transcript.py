@@ -10,8 +10,8 @@ from asr.frame_times import FrameTimes
 from decoder import SPACE, Hypothesis
 
 # A word goes on for so many seconds after its last spike, but for no more than this share of the time to the next word: AN4's
-# held-out speakers end their words 0.07 s from there (median; align.py's times being right).
-AFTER_SPIKE, SHARE_OF_GAP = 0.3, 0.8
+# held-out speakers end their words 0.05 s from there (median; align.py's times being right), and 0.17 s from the spike.
+AFTER_SPIKE, SHARE_OF_GAP = 0.3, 0.6
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,10 @@ class Spoken:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """What was said between two pauses, best reading first, in output frames of the recording."""
-
-    start: float  # seconds
-    end: float
-    hypotheses: Sequence[Hypothesis]
-
-
-@dataclass(frozen=True)
 class Transcript:
     """All that was said in a recording, in its order."""
 
-    segments: Sequence[Segment]
+    segments: Sequence[Sequence[Hypothesis]]  # between two pauses each, best reading first, in output frames of the recording
     duration: float  # seconds
     times: FrameTimes
     spaced: bool  # whether labels have a space, which then is between segments
@@ -79,7 +70,7 @@ class Transcript:
         for segment in self.segments:
             further = {}
             for before, (score, way) in ways.items():
-                for hypothesis in segment.hypotheses[:count]:
+                for hypothesis in segment[:count]:
                     said = hypothesis.text.strip(SPACE)
                     text = texts.setdefault((before, said), len(texts) + 1) if said else before
                     if text not in further or further[text][0] < score + hypothesis.score:
@@ -88,27 +79,14 @@ class Transcript:
         return [self._joined(way) for _, way in ways.values()]
 
     def words(self, reading: Hypothesis) -> list[TimedWord]:
-        """A reading's words in seconds.
-
-        A frame lasts from half a period before its centre to half a period after it. A word begins with its first spike; its
-        last one comes before it ends, and how it ends is guessed.
-        """
-        first, period = self.times.first - self.times.period / 2, self.times.period
-        starts = [first + word.start * period for word in reading.words]
-        words = []
-        for word, start, following in zip(reading.words, starts, [*starts, self.duration][1:], strict=True):
-            spike = first + word.end * period
-            end = spike + max(0.0, min(AFTER_SPIKE, SHARE_OF_GAP * (following - spike)))
-            end = max(start, min(end, following))  # in a piece's last frame, which the next one begins with, two may be at once
-            start, end = (min(max(0.0, seconds), self.duration) for seconds in (start, end))
-            words.append(TimedWord(word.text, start, end, word.confidence))
-        return words
+        """A reading's words in seconds."""
+        return timed_words(reading, self.times, self.duration)
 
     def spoken(self) -> list[Spoken]:
         """The best reading, segment by segment, of those in which something was said."""
         words, spoken = iter(self.words(self.readings(1)[0])), []
         for segment in self.segments:
-            best = segment.hypotheses[0]
+            best = segment[0]
             if best.words:
                 text = best.text.strip(SPACE) if self.spaced else best.text
                 spoken.append(Spoken(text, list(islice(words, len(best.words)))))
@@ -136,6 +114,22 @@ class Transcript:
             words += part.words
         joint = SPACE if self.spaced else ""
         return Hypothesis(joint.join(texts), tuple(offsets), *(sum(kind) for kind in zip(*scores, strict=True)), tuple(words))
+
+
+def timed_words(hypothesis: Hypothesis, times: FrameTimes, until: float) -> list[TimedWord]:
+    """A hypothesis's words in seconds, none of which goes on beyond `until`.
+
+    A word begins with its first spike; its last one comes before it ends, and how it ends is guessed.
+    """
+    starts = [times.begin(word.start) for word in hypothesis.words]
+    words = []
+    for word, start, following in zip(hypothesis.words, starts, [*starts, until][1:], strict=True):
+        spike = times.begin(word.end)
+        end = spike + max(0.0, min(AFTER_SPIKE, SHARE_OF_GAP * (following - spike)))
+        end = max(start, min(end, following))  # in a piece's last frame, which the next one begins with, two may be at once
+        start, end = (min(max(0.0, seconds), until) for seconds in (start, end))
+        words.append(TimedWord(word.text, start, end, word.confidence))
+    return words
 
 
 def shifted(hypothesis: Hypothesis, frames: int) -> Hypothesis:

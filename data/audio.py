@@ -1,6 +1,7 @@
 """Recordings become waves here and nowhere else; every fault of a file is one ValueError that starts with its name."""
 
 import io
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import soundfile
 import soxr
 
 from config import RATES
-from data.containers import CONVERT, HEAD_BYTES, READABLE, UnknownFormat, checked, foreign_format
+from data.containers import CONVERT, HEAD_BYTES, READABLE, TooLong, UnknownFormat, checked, foreign_format
 from data.foreign import decode
 from data.random_access import Memory, TemporaryFile, spooled
 from data.shards import file_bytes, is_member
@@ -69,14 +70,16 @@ def audio_blocks(
     offset: float = 0.0,
     duration: float | None = None,
     seconds: float = 30.0,
+    longest: float = math.inf,
 ) -> Iterator[np.ndarray]:
     """Read what load_audio would, piece by piece: hours of a recording need not fit into memory.
 
     seconds: about how long a block is; resampling makes the first one shorter, and the last one is what remains.
+    longest: seconds that a recording may last; one that says it lasts longer is refused before it is read.
     Yields: (S,) float32, S > 0; joined they are load_audio's samples, to rounding.
-    Raises: as load_audio, but damage only when the reading comes to it, after the blocks before it.
+    Raises: as load_audio, but damage only when the reading comes to it, after the blocks before it; TooLong.
     """
-    with _opened(source) as file:
+    with _opened(source, longest) as file:
         rate = file.samplerate
         waves = _waves(file, *_segment(file, offset, duration), max(1, round(min(seconds * rate, BLOCK_SAMPLES))))
         if rate == sample_rate:
@@ -115,24 +118,25 @@ def source_name(source: Path | str | BinaryIO) -> str:
 
 
 @contextmanager
-def _opened(source: Path | str | BinaryIO) -> Iterator[_Recording]:
+def _opened(source: Path | str | BinaryIO, longest: float = math.inf) -> Iterator[_Recording]:
     """Open a recording whose header has been checked; faults found while it is open get the file's name in front."""
     name = source_name(source)
     try:
-        with _binary(source) as binary, _decodable(checked(binary)) as file:
+        with _binary(source) as binary, _decodable(checked(binary), longest) as file:
             if file.samplerate not in RATES:
                 raise ValueError(f"damaged: its header says {file.samplerate} Hz, expected {RATES.start} to {RATES.stop - 1}")
+            if file.frames > longest * file.samplerate:
+                raise TooLong(f"longer than {longest:.6g} s: cut it into parts")
             yield file
     except soundfile.LibsndfileError as fault:
         raise ValueError(f"{name}: {_explained(fault)}") from None
-    except UnknownFormat as fault:
-        raise UnknownFormat(f"{name}: {fault}") from None
     except ValueError as fault:
-        raise ValueError(f"{name}: {fault}") from None
+        kind = type(fault) if isinstance(fault, (TooLong, UnknownFormat)) else ValueError
+        raise kind(f"{name}: {fault}") from None
 
 
 @contextmanager
-def _decodable(content: BinaryIO) -> Iterator[_Recording]:
+def _decodable(content: BinaryIO, longest: float) -> Iterator[_Recording]:
     """Open what libsndfile reads as it is, and of the rest what PyAV makes of it."""
     content.seek(0)
     called = foreign_format(content.read(HEAD_BYTES))
@@ -151,7 +155,7 @@ def _decodable(content: BinaryIO) -> Iterator[_Recording]:
                 yield file
             return
     with TemporaryFile() as samples:
-        rate = decode(content, samples, reason)
+        rate = decode(content, samples, reason, longest)
         samples.seek(0)
         with _Recording(samples.fileno(), "r", rate, 1, "FLOAT", format="RAW", closefd=False) as file:
             yield file

@@ -40,6 +40,10 @@ class UnknownFormat(ValueError):
     """No audio, or none that can be read here; other faults are of recordings that are damaged."""
 
 
+class TooLong(ValueError):
+    """A recording goes on beyond what was allowed."""
+
+
 def foreign_format(head: bytes) -> str | None:
     """What people call the format of a file that begins so, if libsndfile cannot read it."""
     return next((called for where, magic, called in FOREIGN if head.startswith(magic, where)), None)

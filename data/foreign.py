@@ -4,13 +4,14 @@ Nothing but the given bytes is ever opened: ffmpeg gets a nameless file object, 
 read one file. A playlist, which would make it open other files or addresses, is to it no audio.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from data.containers import UnknownFormat
+from data.containers import TooLong, UnknownFormat
 from data.random_access import Spliced, TemporaryFile
 
 if TYPE_CHECKING:  # optional, and slow to import
@@ -23,17 +24,19 @@ DEMUXERS = (  # no playlists (hls, dash, concat), no pictures, no raw samples, w
     "tta,w64,wav,wv,xwma"
 )
 TIMED = set("ape asf avi caf matroska mov mpc8 tak tta w64 wav wv".split())  # of these a header tells the length
+SAMPLE_BYTES = 4
 TOLERANCE = 0.25  # seconds by which a container may end before it says it would
 MOST_BYTES = 2**33  # of decoded samples, 12 hours at 48 kHz: a small file may hold years of silence
 
 
-def decode(content: BinaryIO, samples: TemporaryFile, reason: ValueError) -> int:
+def decode(content: BinaryIO, samples: TemporaryFile, reason: ValueError, longest: float = math.inf) -> int:
     """Decode the best audio track block by block, so that everything else can be done with it as with any recording.
 
     samples: gets them, channels averaged, float32 in the machine's byte order, full scale 1.
     reason: why libsndfile cannot; raised where PyAV cannot either.
+    longest: seconds that it may last.
     Returns: the rate in Hz, the recording's own.
-    Raises: ValueError without the file's name; OSError if the disk is full.
+    Raises: TooLong, or another ValueError, without the file's name; OSError if the disk is full.
     """
     try:
         import av
@@ -53,7 +56,7 @@ def decode(content: BinaryIO, samples: TemporaryFile, reason: ValueError) -> int
         if stream.codec_context is None:
             raise reason
         try:
-            return _write_samples(_frames(container, stream), samples)
+            return _write_samples(_frames(container, stream), samples, longest)
         except av.FFmpegError as fault:
             raise ValueError(f"damaged, or of an unknown codec ({fault.strerror}); fetch it again") from None
 
@@ -73,13 +76,16 @@ def _frames(container: "InputContainer", stream: "AudioStream") -> "Iterator[Aud
         raise ValueError(f"truncated or damaged: {max(there, 0):.3f} of {promised:.3f} s are there; fetch it again")
 
 
-def _write_samples(frames: "Iterator[AudioFrame]", samples: TemporaryFile) -> int:
+def _write_samples(frames: "Iterator[AudioFrame]", samples: TemporaryFile, longest: float) -> int:
     """Average the channels, all at the rate of the first frame, which is returned, in Hz."""
     from av import AudioResampler
 
     rate, kind, resampler = 0, None, None
     for frame in frames:
         rate = rate or frame.sample_rate
+        most = min(longest, MOST_BYTES / SAMPLE_BYTES / rate)
+        if samples.tell() > most * SAMPLE_BYTES * rate:
+            raise TooLong(f"longer than {most:.6g} s: cut it into parts")
         if kind != (frame.format.name, frame.layout.name, frame.sample_rate):  # the first, or a stream that changes
             if resampler:
                 _append(resampler.resample(None), samples)
@@ -95,5 +101,3 @@ def _write_samples(frames: "Iterator[AudioFrame]", samples: TemporaryFile) -> in
 def _append(frames: "list[AudioFrame]", samples: TemporaryFile) -> None:
     for frame in frames:
         samples.append(frame.to_ndarray().mean(axis=0, dtype=np.float32).tobytes())
-        if samples.tell() > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES / 4 / frame.sample_rate / 3600:.0f} hours of audio; cut it into parts")

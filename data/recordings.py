@@ -17,7 +17,7 @@ from data.shards import AUDIO_ENDINGS
 STANDARD_INPUT = "-"
 MANIFEST_ENDINGS = (".csv", ".json", ".jsonl", ".tar")
 # In folders, recordings are told by their endings; a file that is named, or fits a pattern, is read whatever it is.
-ENDINGS = {f".{ending}" for ending in (*AUDIO_ENDINGS, *"webm m4a mp4 aac mkv mov wma amr mka 3gp aifc oga htk voc wv".split())}
+ENDINGS = {f".{ending}" for ending in (*AUDIO_ENDINGS, "mp4", "mkv", "mov", "3gp")}
 
 
 @dataclass(frozen=True)

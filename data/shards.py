@@ -21,7 +21,8 @@ from braceexpand import UnbalancedBracesError, braceexpand
 from data.command_line import progress_bar
 from data.utterances import Utterance, UtteranceTable
 
-AUDIO_ENDINGS = ("wav", "flac", "ogg", "opus", "mp3", "sph", "aiff", "aif", "au", "w64", "caf")
+AUDIO_ENDINGS = ("wav", "flac", "ogg", "opus", "mp3", "sph", "aiff", "aif", "aifc", "au", "w64", "caf", "oga", "htk", "voc")
+AUDIO_ENDINGS += ("m4a", "aac", "webm", "mka", "wma", "amr", "wv")  # which PyAV reads
 TEXT_ENDINGS = ("txt", "json")
 MOST_TEXT_BYTES = 2**20
 MEMBER = re.compile(r"(?P<shard>.+\.tar)/(?P<begin>[0-9]+)\+(?P<size>[0-9]+)/(?P<name>.+)", re.DOTALL)

@@ -10,25 +10,22 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import anyio
 import anyio.to_thread
 import numpy as np
+from prometheus_client import Gauge
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from torch import Tensor
 
 from asr.recognizer import Recognizer
 from asr.streaming import LiveTranscriber, follows_streams
 from asr.transcript import Transcript, word_json
-from data.audio import audio_duration
-from data.containers import HEAD_BYTES, UnknownFormat, foreign_format
-from data.pieces import Piece
-from serving.batching import Batcher, QueueFull, QueueLimits, TooLong
+from data.containers import TooLong, UnknownFormat
+from serving.batching import Batcher, QueueFull, QueueLimits
 from serving.live import live
 from serving.metrics import Metrics
 from serving.openai import openai_error, openai_routes
@@ -58,10 +55,23 @@ WARM_SECONDS = (1.0, 5.0)
 class Settings:
     queue: QueueLimits = field(default_factory=QueueLimits)
     upload_bytes: int = 32 * 2**20
+    audio_seconds: float = 1800.0  # of one recording
     timeout: float = 300.0  # seconds from the first byte to the answer
     streams: int = 16  # live connections at a time
     keys: ApiKeys = field(default_factory=lambda: ApiKeys(None))
     origins: tuple[str, ...] = ()  # web pages of elsewhere that may use this server
+
+
+class Room:
+    """For so many at a time; a gauge tells how many there are."""
+
+    def __init__(self, name: str, places: int, gauge: Gauge):
+        self.name, self.places = name, places
+        self.taken, self._gauge = 0, gauge
+
+    def take(self, places: int) -> None:
+        self.taken += places
+        self._gauge.set(self.taken)
 
 
 class Service:
@@ -73,7 +83,8 @@ class Service:
         self.batcher = Batcher(recognizer, settings.queue, self.metrics)
         self.decoders = Decoders(recognizer)
         self.follows_streams = follows_streams(recognizer)
-        self.under_way = self.streams = 0
+        self.recordings = Room("recordings", settings.queue.jobs, self.metrics.under_way)
+        self.streams = Room("streams", settings.streams, self.metrics.active_streams)
         self.ready = False
         self.stopping = asyncio.Event()
 
@@ -91,32 +102,17 @@ class Service:
         self.ready = True
 
     @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Room for a recording, from its first byte to its answer. Raises: Refused if there is none."""
+    def admitted(self, room: Room) -> Iterator[None]:
+        """A place from a request's first byte to its answer's last. Raises: Refused if there is none."""
         if not self.ready:
             raise Refused(503, "the model is being warmed up: try again", RETRY_AFTER)
-        if self.under_way >= self.settings.queue.jobs:
-            raise Refused(503, f"{self.under_way} recordings are being transcribed: try again", RETRY_AFTER)
-        self.under_way += 1
-        self.metrics.under_way.set(self.under_way)
+        if room.taken >= room.places:
+            raise Refused(503, f"full: {room.taken} {room.name} are under way; try again", RETRY_AFTER)
+        room.take(1)
         try:
             yield
         finally:
-            self.under_way -= 1
-            self.metrics.under_way.set(self.under_way)
-
-    @contextlib.contextmanager
-    def admitted_stream(self) -> Iterator[None]:
-        """Room for a live connection. Raises: Refused if there is none."""
-        if not self.ready or self.streams >= self.settings.streams:
-            raise Refused(503, "the server is warming up, or full: try again")
-        self.streams += 1
-        self.metrics.active_streams.set(self.streams)
-        try:
-            yield
-        finally:
-            self.streams -= 1
-            self.metrics.active_streams.set(self.streams)
+            room.take(-1)
 
     async def transcribe(self, request: Request, check: Callable[[Upload], object]) -> tuple[Upload, Transcript, int]:
         """Receive a recording and transcribe it.
@@ -125,7 +121,7 @@ class Service:
         Returns: the request's form, the transcript, and how many readings are wanted.
         Raises: Refused, also with what is wrong with the recording.
         """
-        with self.admitted():
+        with self.admitted(self.recordings):
             try:
                 with anyio.fail_after(self.settings.timeout):
                     upload = await read_upload(request, self.settings.upload_bytes)
@@ -136,17 +132,9 @@ class Service:
             except TimeoutError:
                 raise Refused(504, f"not done within {self.settings.timeout:g} s: send less, or try again later") from None
 
-    def _pieces(self, file: BinaryIO) -> Iterator[tuple[Piece, Tensor]]:
-        """The pieces of a recording, unless its header says that it is too long: hours of silence take no room."""
-        if foreign_format(file.read(HEAD_BYTES)) is None:  # others' headers tell nothing; Batcher counts
-            file.seek(0)
-            self.batcher.check_length(audio_duration(file))
-        file.seek(0)
-        yield from self.recognizer.pieces(file)
-
     async def _result(self, request: Request, upload: Upload, decoder: object) -> Transcript:
         try:
-            job = self.batcher.submit(self._pieces(upload.file), decoder)
+            job = self.batcher.submit(self.recognizer.pieces(upload.file, longest=self.settings.audio_seconds), decoder)
         except QueueFull:
             raise Refused(503, "the server is stopping, or full: try again", RETRY_AFTER) from None
         done = asyncio.wrap_future(job.result)
@@ -294,7 +282,7 @@ async def _info(request: Request) -> Response:
             "language_model": service.recognizer.decoder.model is not None,
             "decoder": service.recognizer.config.decoder,
             "max_upload_mb": settings.upload_bytes / 2**20,
-            "max_audio_seconds": settings.queue.audio_seconds,
+            "max_audio_seconds": settings.audio_seconds,
             "key_needed": settings.keys.needed,
         }
     )

@@ -35,15 +35,10 @@ class QueueLimits:
     batch: int = 16  # pieces heard at once
     wait: float = 0.01  # seconds that the first of them waits for others
     jobs: int = 64  # recordings under way; more are refused
-    audio_seconds: float = 1800.0  # of one recording
 
 
 class QueueFull(Exception):
     """There is no room for another recording now."""
-
-
-class TooLong(ValueError):
-    """A recording goes on beyond the limit."""
 
 
 class Fault(Exception):
@@ -70,7 +65,6 @@ class Job:
         self.heard: queue.SimpleQueue[tuple[Piece, np.ndarray]] = queue.SimpleQueue()  # not decoded
         self.unfinished = 0  # pieces that are read and not decoded
         self.reading, self.read_all = True, False  # whether a reader has it, or will; whether there is no more to read
-        self.seconds = 0.0
         self.decoding = threading.Lock()
 
     def end(self, result: Transcript | None = None, error: BaseException | None = None) -> None:
@@ -114,11 +108,6 @@ class Batcher:
         self._readers.submit(self._read, job)
         return job
 
-    def check_length(self, seconds: float) -> None:
-        """Raises: TooLong if so much of a recording is too much."""
-        if seconds > self._limits.audio_seconds:
-            raise TooLong(f"longer than {self._limits.audio_seconds:g} s, which is the most here; send it in parts")
-
     @property
     def alive(self) -> bool:
         """Whether somebody will hear what is submitted."""
@@ -146,8 +135,6 @@ class Batcher:
             return
         try:
             piece, spect = next(job.pieces)
-            job.seconds += piece.seconds
-            self.check_length(job.seconds)
         except StopIteration:
             self._progress(job, read_all=True)
             return

@@ -7,6 +7,7 @@ wrong, and the connection is closed. Models that do not follow streams hear utte
 
 import asyncio
 import json
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import anyio.to_thread
@@ -15,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asr.recognizer import Recognizer
 from asr.streaming import LiveTranscriber, event_json
-from asr.transcript import word_json
+from asr.transcript import Spoken
 from config import RATES
 from data.pcm import PcmStream
 from data.utterance_cutter import UtteranceCutter
@@ -58,7 +59,7 @@ async def _converse(socket: WebSocket, service: object) -> None:
     rate = settings.get("rate", recognizer.audio.sample_rate)
     if type(rate) is not int or rate not in RATES:
         raise Refused(400, f"rate {str(rate)[:40]}: expected a whole number of Hz from {RATES.start} to {RATES.stop - 1}")
-    with service.admitted_stream():
+    with service.admitted(service.streams):
         hearing = _Streamed(recognizer, rate) if service.follows_streams else _ByUtterance(recognizer, service.batcher, rate)
         if isinstance(message, str) and not settings.get("eof"):
             message = await _received(socket, service.stopping)
@@ -157,8 +158,6 @@ class _ByUtterance:
                 raise Refused(503, "the server is stopping, or full: try again") from None
         for start, job in jobs:
             for spoken in job.result.result().spoken():
-                words = [word_json(word) for word in spoken.words]
-                for word in words:
-                    word["start"], word["end"] = round(word["start"] + start, 3), round(word["end"] + start, 3)
-                events.append({"final": spoken.text, "start": words[0]["start"], "end": words[-1]["end"], "words": words})
+                words = [replace(word, start=start + word.start, end=start + word.end) for word in spoken.words]
+                events.append(event_json(Spoken(spoken.text, words)))
         return events

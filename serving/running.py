@@ -9,12 +9,14 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
 import h11
 import torch
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -23,6 +25,7 @@ from data.command_line import UsageError, run_script, tell
 from data.processes import die_with_parent
 from serving.app import Service, Settings, create_app
 from serving.batching import Fault, QueueLimits
+from serving.metrics import SHARED_FOLDER
 from serving.requests import ApiKeys
 
 HEADER_SECONDS = 20.0  # a client has for its request line and headers
@@ -109,7 +112,7 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         await asyncio.sleep(LAST_REQUESTS)
-        while self.service.streams and not self.force_exit:
+        while self.service.streams.taken and not self.force_exit:
             await asyncio.sleep(0.1)
         await super().shutdown(sockets)
 
@@ -154,9 +157,10 @@ def _loopback(host: str) -> bool:
 def _work(args: argparse.Namespace, keys: ApiKeys, listening: socket.socket) -> int:
     """One process: its model and its server."""
     recognizer = Recognizer.from_options(args)
-    limits = QueueLimits(args.max_batch_size, args.max_wait_ms / 1000, args.max_queue, args.max_audio_seconds)
+    limits = QueueLimits(args.max_batch_size, args.max_wait_ms / 1000, args.max_queue)
     upload_bytes = round(args.max_upload_mb * 2**20)
-    settings = Settings(limits, upload_bytes, args.timeout, args.max_streams, keys, tuple(args.allow_origin))
+    origins = tuple(args.allow_origin)
+    settings = Settings(limits, upload_bytes, args.max_audio_seconds, args.timeout, args.max_streams, keys, origins)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # as for uvicorn's
     server = Server(create_app(recognizer, settings))
     try:
@@ -174,7 +178,14 @@ def _work(args: argparse.Namespace, keys: ApiKeys, listening: socket.socket) -> 
 
 
 def _supervise(args: argparse.Namespace, listening: socket.socket) -> int:
-    """Keep several workers running on one socket, each with a model of its own; one that is killed is replaced."""
+    """Several workers on one socket, each with a model of its own, that count together."""
+    with tempfile.TemporaryDirectory(prefix="asr-metrics-") as folder:
+        os.environ[SHARED_FOLDER] = folder
+        return _keep_running(args, listening)
+
+
+def _keep_running(args: argparse.Namespace, listening: socket.socket) -> int:
+    """Workers until they shall stop; one that is killed is replaced."""
     context = multiprocessing.get_context("spawn")
     stopping = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -198,6 +209,7 @@ def _supervise(args: argparse.Namespace, listening: socket.socket) -> int:
                 status = worker.exitcode
                 break
             tell(f"worker {index} ended with status {worker.exitcode}: starting another", error=True)
+            mark_process_dead(worker.pid)
             time.sleep(RESTART_SECONDS)
             workers[index] = start(index)
     listening.close()

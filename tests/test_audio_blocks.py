@@ -11,6 +11,7 @@ import soundfile
 from beeps import ROOT
 
 from data.audio import audio_blocks, load_audio
+from data.containers import TooLong
 
 RATE = 16000
 
@@ -77,6 +78,14 @@ def test_what_no_block_can_be_read_of():
             next(audio_blocks(io.BytesIO(data), RATE))
     with pytest.raises(ValueError, match="outside the file"):
         next(audio_blocks(io.BytesIO(encoded(noise(1600))), RATE, offset=2.0))
+
+
+def test_what_is_too_long_is_not_read():
+    for container in ("WAV", "FLAC", "OGG", "MP3"):
+        data = encoded(noise(5 * RATE), container=container)
+        assert sum(map(len, audio_blocks(io.BytesIO(data), RATE, longest=5.2))) >= 5 * RATE
+        with pytest.raises(TooLong, match=r"^audio: longer than 4\.8 s: cut it into parts$"):
+            next(audio_blocks(io.BytesIO(data), RATE, longest=4.8))
 
 
 def test_reading_may_end_early(tmp_path):

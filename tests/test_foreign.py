@@ -14,6 +14,7 @@ from shared_data import ZOO, needs_shared
 
 from data import foreign
 from data.audio import audio_blocks, audio_duration, load_audio, rate_and_channels
+from data.containers import TooLong
 
 av = pytest.importorskip("av", reason="PyAV is absent: requirements-media.txt")
 
@@ -151,9 +152,16 @@ def test_damage_is_told():
 
 def test_years_of_silence_in_a_small_file(monkeypatch):
     monkeypatch.setattr(foreign, "MOST_BYTES", 4 * RATE)
-    assert "hours of audio; cut it into parts" in fault(made("matroska", "flac", [beep()]))
+    assert "longer than 1 s: cut it into parts" in fault(made("matroska", "flac", [beep()]))
     monkeypatch.setattr(foreign, "MOST_BYTES", 4 * RATE * 3)
-    assert len(load_audio(io.BytesIO(made("matroska", "flac", [beep()])), RATE)) == 2 * RATE
+    recording = made("matroska", "flac", [beep()])
+    assert len(load_audio(io.BytesIO(recording), RATE)) == 2 * RATE
+    assert len(list(audio_blocks(io.BytesIO(recording), RATE, longest=2.0))) == 1
+    written = []
+    monkeypatch.setattr(foreign.TemporaryFile, "append", lambda file, content: written.append(file.write(content)))
+    with pytest.raises(TooLong, match=r"^audio: longer than 0\.5 s: cut it into parts$"):
+        next(audio_blocks(io.BytesIO(recording), RATE, longest=0.5))
+    assert 0 < sum(written) < 4 * RATE, "no more is decoded, nor written to the disk, than is needed to know"
 
 
 def test_nothing_else_is_opened(tmp_path):

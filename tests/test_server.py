@@ -296,6 +296,24 @@ def test_hours_of_silence_in_a_small_file(server):
     assert server.metric("asr_audio_seconds_total") == heard
 
 
+def test_half_an_hour_does_not_hold_up_seconds(ear, speech):
+    wave = np.tile(sound(f"{SAID} ..")[0], 1800 * RATE // len(sound(f"{SAID} ..")[0]))
+    long = io.BytesIO()
+    soundfile.write(long, wave, RATE, format="flac")
+    with in_thread(ear, Settings(upload_bytes=2**27)) as server:
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(server.ask(long.getvalue())))
+        asking.start()
+        until(lambda: server.metric("asr_audio_seconds_total") > 10)
+        for _ in range(5):
+            before = server.metric("asr_audio_seconds_total")
+            assert server.ask(speech).json()["transcription"] == [[SAID]]
+            assert server.metric("asr_audio_seconds_total") - before < 300
+        assert not answers
+        asking.join(120)
+        assert answers[0].json()["transcription"] == [[" ".join([SAID] * (len(wave) // len(sound(f"{SAID} ..")[0])))]]
+
+
 def test_the_openai_client(server, speech):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     (model,) = client.models.list().data

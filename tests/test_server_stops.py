@@ -140,6 +140,9 @@ def test_workers(folder, recordings):
         clients.stop.set()
         clients.join()
         assert (clients.lost, clients.wrong) == (0, 0)
+        asked, before = 'asr_requests_total{code="200",route="/transcribe"}', clients.answered
+        until(lambda: {server.metric(asked) for _ in range(8)} == {before})  # whichever of them tells it
+        assert server.metric("asr_requests_under_way") == 0
         first, second = children(pid)
         os.kill(first, signal.SIGKILL)
         until(lambda: server.ask(next(iter(recordings.values()))).status_code == 200)
@@ -154,6 +157,7 @@ def test_workers(folder, recordings):
         until(lambda: clients.answered > 20)
         workers = children(pid)
         assert third[0] in workers
+        until(lambda: server.metric(asked) > before + 20)  # what was counted by those who were killed is not forgotten
         os.killpg(pid, signal.SIGINT)  # as a terminal's Ctrl-C, which all of them get
         _, errors = server.process.communicate(timeout=30)
         clients.join()

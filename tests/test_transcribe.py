@@ -126,13 +126,13 @@ def test_a_long_transcript_is_that_of_its_pieces(made):
     for (piece, spect), segment in zip(pieces, transcript.segments, strict=True):
         log_probs = torch.from_numpy(recognizer.hear([(piece, spect)])[0].copy())[None]
         ((best, *_),) = recognizer.decoder.decode(log_probs, torch.tensor([log_probs.shape[1]]))
-        assert segment.hypotheses[0].text == best.text
-        assert segment.hypotheses[0].offsets == tuple(piece.frame + offset for offset in best.offsets)
+        assert segment[0].text == best.text
+        assert segment[0].offsets == tuple(piece.frame + offset for offset in best.offsets)
     readings = transcript.readings(4)
     assert len({reading.text for reading in readings}) == 4 and readings[0].text == " ".join(LONG)
     scores = [reading.score for reading in readings]
     assert scores == sorted(scores, reverse=True)
-    assert scores[0] == pytest.approx(sum(segment.hypotheses[0].score for segment in transcript.segments))
+    assert scores[0] == pytest.approx(sum(segment[0].score for segment in transcript.segments))
 
 
 def test_folders_patterns_manifests_and_segments(here, made):
@@ -239,12 +239,14 @@ BAD_USE = [
     (["u0.wav", "--format", "doc"], 2, "--format"),
     (["u0.wav", "--pcm-rate", "8000"], 2, "--pcm-rate: expected --stream"),
     (["u0.wav", "--partials"], 2, "--partials: expected --stream"),
+    (["u0.wav", "--pause", "1"], 2, "--pause: expected --stream"),
     (["u0.wav", "u1.wav", "--stream"], 2, "expected one --audio-path"),
     (["u0.wav", "--stream", "--format", "srt"], 2, "--format srt"),
     (["u0.wav", "--stream", "--output-dir", "x"], 2, "--output-dir"),
     (["u0.wav", "--stream", "--batch-size", "2"], 2, "--batch-size"),
     (["u0.wav", "--stream", "--words"], 2, "--words"),
     (["u0.wav", "--stream", "--pause", "0"], 2, "--pause"),
+    (["u0.wav", "--stream", "--decoder", "beam", "--top-paths", "2"], 2, "--top-paths"),
     (["u0.wav", "--stream"], 1, "both.pth: a bidirectional network"),
     (["x*.mp3"], 1, "x*.mp3"),
     (["nix.csv"], 1, "nix.csv"),
