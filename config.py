@@ -173,5 +173,23 @@ class DecoderConfig:
                 raise ValueError(f"--top-paths {self.top_paths}: greedy decoding knows one reading; --decoder beam knows more")
 
 
+@dataclass(frozen=True)
+class ServerConfig:
+    """What a server does at a time, and how much one of its clients may ask for."""
+
+    max_batch_size: int = 16  # pieces of recordings heard at once
+    max_wait_ms: float = 10.0  # that the first of them waits for others
+    max_queue: int = 128  # recordings under way
+    max_streams: int = 16  # live connections
+    timeout: float = 300.0  # seconds from a request's first byte to its answer
+    max_upload_mb: float = 100.0
+    max_audio_seconds: float = 3600.0  # of a recording, or a live connection
+    allow_origin: tuple[str, ...] = ()  # web pages of elsewhere that may ask too
+
+    @property
+    def upload_bytes(self) -> int:
+        return round(self.max_upload_mb * 2**20)
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"

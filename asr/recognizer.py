@@ -8,6 +8,7 @@ F frequency bins, T spectrogram frames, L output frames, C labels.
 
 import argparse
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -41,7 +42,7 @@ class Recognizer:
     def __init__(self, model_path: str | Path, config: DecoderConfig, runtime: Runtime, int8: bool = False):
         """Raises: OSError or ValueError naming the model file if it cannot be used."""
         checkpoint = load_checkpoint(model_path)
-        self.name = Path(model_path).name
+        self.name, self.written = Path(model_path).name, int(os.stat(model_path).st_mtime)  # seconds since 1970
         self.audio, self.labels = checkpoint.audio, checkpoint.labels
         self.times = FrameTimes.of_output(checkpoint.audio, checkpoint.model)
         self.model = checkpoint.build_model(runtime.device)

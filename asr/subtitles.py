@@ -33,6 +33,10 @@ def cues(words: Sequence[TimedWord], spaced: bool) -> list[Cue]:
     return made
 
 
+def cue_json(cue: Cue) -> dict:
+    return {"start": round(cue.start, 3), "end": round(cue.end, 3), "lines": list(cue.lines)}
+
+
 def as_srt(made: Sequence[Cue]) -> str:
     """SubRip."""
     blocks = []

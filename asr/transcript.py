@@ -65,14 +65,13 @@ class Transcript:
 
     def readings(self, count: int) -> list[Hypothesis]:
         """Up to `count` different readings of the whole, best first: of its segments, put together by the sums of scores."""
-        texts: dict[tuple[int, str], int] = {}  # a number for each text, by its beginning's and what follows
-        ways = {0: (0.0, None)}  # by text: score, and the way there: (way before, hypothesis)
+        ways = {0: (0.0, None)}  # by the text's hash: score, and the way there: (way before, hypothesis)
         for segment in self.segments:
             further = {}
             for before, (score, way) in ways.items():
                 for hypothesis in segment[:count]:
                     said = hypothesis.text.strip(SPACE)
-                    text = texts.setdefault((before, said), len(texts) + 1) if said else before
+                    text = hash((before, said)) if said else before  # of 64 bits: no two of some hundred are alike
                     if text not in further or further[text][0] < score + hypothesis.score:
                         further[text] = score + hypothesis.score, (way, hypothesis)
             ways = dict(heapq.nlargest(count, further.items(), key=lambda item: item[1][0]))

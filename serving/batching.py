@@ -6,13 +6,12 @@ gets its share and no more. Others decode.
 """
 
 import math
-import queue
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,25 +19,20 @@ from torch import Tensor
 
 from asr.recognizer import Recognizer
 from asr.transcript import Transcript
+from config import ServerConfig
 from data.pieces import Piece
 from decoder import BeamDecoder, GreedyDecoder
 from serving.metrics import Metrics
 
 READERS = 4  # threads: what PyAV reads is decoded to its end before its first piece, for seconds, and must not hold up others
 AHEAD = 4  # pieces of a job that are read before the network is ready for them
+UNFINISHED = 16  # and that are read and not decoded: a slow decoder, too, makes a job wait rather than memory grow
 BATCH_SECONDS = 40.0  # heard at once at most, padding included, so that nobody waits long for a batch that has begun
 MOST_PADDING = 0.5  # share of a piece, beside a longer one
 
 
-@dataclass(frozen=True)
-class QueueLimits:
-    batch: int = 16  # pieces heard at once
-    wait: float = 0.01  # seconds that the first of them waits for others
-    jobs: int = 64  # recordings under way; more are refused
-
-
-class QueueFull(Exception):
-    """There is no room for another recording now."""
+class Stopping(Exception):
+    """Nothing more is taken."""
 
 
 class Fault(Exception):
@@ -62,10 +56,10 @@ class Job:
         self.result: Future[Transcript] = Future()
         self.pieces, self.reader = pieces, reader
         self.waiting: deque[_Waiting] = deque()  # read, not heard
-        self.heard: queue.SimpleQueue[tuple[Piece, np.ndarray]] = queue.SimpleQueue()  # not decoded
+        self.heard: deque[tuple[Piece, np.ndarray]] = deque()  # not decoded
         self.unfinished = 0  # pieces that are read and not decoded
-        self.reading, self.read_all = True, False  # whether a reader has it, or will; whether there is no more to read
-        self.decoding = threading.Lock()
+        self.reading, self.read_all = False, False  # whether a reader has it, or will; whether there is no more to read
+        self.decoding = False  # whether a decoder's thread has it, or will
 
     def end(self, result: Transcript | None = None, error: BaseException | None = None) -> None:
         """The first end counts."""
@@ -82,8 +76,9 @@ class Job:
 class Batcher:
     """Transcribes recordings of many clients by one network."""
 
-    def __init__(self, recognizer: Recognizer, limits: QueueLimits, metrics: Metrics):
-        self._recognizer, self._limits, self._metrics = recognizer, limits, metrics
+    def __init__(self, recognizer: Recognizer, config: ServerConfig, metrics: Metrics):
+        self._recognizer, self._metrics = recognizer, metrics
+        self._most, self._patience = config.max_batch_size, config.max_wait_ms / 1000  # pieces, seconds
         self._jobs: deque[Job] = deque()  # whose turn it is comes first
         self._changed = threading.Condition()
         self._closed = False
@@ -97,15 +92,16 @@ class Batcher:
 
         Returns: a job whose `result` is the transcript, the ValueError that says what is wrong with the recording, or a Fault.
             To cancel the result is to cancel the job.
-        Raises: QueueFull.
+        Raises: Stopping.
         """
         job = Job(pieces, self._recognizer.reader(decoder))
         with self._changed:
-            if self._closed or len(self._jobs) >= self._limits.jobs:
-                raise QueueFull
+            if self._closed:
+                raise Stopping
             self._jobs.append(job)
-        job.result.add_done_callback(lambda _: self._forget(job))
-        self._readers.submit(self._read, job)
+            self._read_on(job)
+        known = weakref.ref(job)  # a job that knew itself would be there, with its open file, until the garbage is collected
+        job.result.add_done_callback(lambda _: self._forget(known()))
         return job
 
     @property
@@ -136,7 +132,10 @@ class Batcher:
         try:
             piece, spect = next(job.pieces)
         except StopIteration:
-            self._progress(job, read_all=True)
+            with self._changed:
+                job.read_all, job.reading = True, False
+                self._changed.notify_all()
+            self._end_if_finished(job)
             return
         except Exception as error:  # the request's handler knows which are the client's
             job.end(error=error)
@@ -146,9 +145,15 @@ class Batcher:
                 return
             job.unfinished += 1
             job.waiting.append(_Waiting(piece, spect, time.monotonic()))
-            job.reading = goes_on = len(job.waiting) < AHEAD
+            job.reading = False
+            self._read_on(job)
             self._changed.notify_all()
-        if goes_on:  # not job.reading: once the lock is free, _choose may have asked for the next piece
+
+    def _read_on(self, job: Job) -> None:
+        """Have a job's next piece read, unless it has enough that waits for the network or the decoder. With the lock held."""
+        ended = job.read_all or job.result.done()
+        if not job.reading and not ended and len(job.waiting) < AHEAD and job.unfinished < UNFINISHED:
+            job.reading = True
             self._readers.submit(self._read, job)
 
     def _run(self) -> None:
@@ -158,7 +163,7 @@ class Batcher:
                 self._changed.wait_for(lambda: self._any_waiting() or (self._closed and not self._jobs))
                 if not self._any_waiting():
                     return
-                patience = min(job.waiting[0].since for job in self._jobs if job.waiting) + self._limits.wait - time.monotonic()
+                patience = min(job.waiting[0].since for job in self._jobs if job.waiting) + self._patience - time.monotonic()
                 self._changed.wait_for(self._enough, timeout=max(0.0, patience))
                 batch = self._choose()
             if batch:
@@ -170,7 +175,7 @@ class Batcher:
 
     def _enough(self) -> bool:
         """Whether there is a whole batch, or nobody whose next piece is on its way."""
-        return sum(len(job.waiting) for job in self._jobs) >= self._limits.batch or all(
+        return sum(len(job.waiting) for job in self._jobs) >= self._most or all(
             job.waiting or not job.reading for job in self._jobs
         )
 
@@ -196,16 +201,14 @@ class Batcher:
             job.waiting.popleft()
         self._jobs = deque(sorted(self._jobs, key=lambda job: taken[job] > 0))
         for job in taken:
-            if not job.reading and not job.read_all:
-                job.reading = True
-                self._readers.submit(self._read, job)
+            self._read_on(job)
         return chosen
 
     def _fits(self, chosen: list[tuple[Job, _Waiting]], waiting: _Waiting) -> bool:
         lengths = [other.frames for _, other in chosen] + [waiting.frames]
         seconds = max(lengths) * len(lengths) * self._recognizer.audio.window_stride
         alike = seconds <= BATCH_SECONDS and min(lengths) >= (1 - MOST_PADDING) * max(lengths)
-        return not chosen or (len(chosen) < self._limits.batch and alike)
+        return not chosen or (len(chosen) < self._most and alike)
 
     def _hear(self, batch: list[tuple[Job, _Waiting]]) -> None:
         began = time.monotonic()
@@ -218,8 +221,9 @@ class Batcher:
         self._metrics.audio_seconds.inc(math.fsum(waiting.piece.seconds for _, waiting in batch))
         for (job, waiting), log_probs in zip(batch, outputs, strict=True):
             self._metrics.queue_seconds.observe(began - waiting.since)
-            job.heard.put((waiting.piece, log_probs))
-            self._decoders.submit(self._decode, job)
+            with self._changed:
+                job.heard.append((waiting.piece, log_probs))
+                self._decode_on(job)
 
     def _part(self, batch: list[tuple[Job, _Waiting]], error: Exception) -> None:
         """Hear what failed together one by one, so that who spoils it, or makes it too large for a GPU, ends alone."""
@@ -229,26 +233,29 @@ class Batcher:
         for pair in batch:
             self._hear([pair])
 
-    def _decode(self, job: Job) -> None:
-        with job.decoding:  # one thread at a time, and the pieces in their order
-            piece, log_probs = job.heard.get()
-            if job.result.done():
-                return
-            try:
-                job.reader.add(piece, log_probs)
-            except Exception as error:
-                job.end(error=_fault("the decoder", error))
-                return
-            self._progress(job, decoded=1)
+    def _decode_on(self, job: Job) -> None:
+        """Have a job's next piece decoded, one after another, and in turns with other jobs. With the lock held."""
+        if job.heard and not job.decoding and not job.result.done():
+            job.decoding = True
+            self._decoders.submit(self._decode, job)
 
-    def _progress(self, job: Job, decoded: int = 0, read_all: bool = False) -> None:
+    def _decode(self, job: Job) -> None:
+        piece, log_probs = job.heard.popleft()
+        try:
+            job.reader.add(piece, log_probs)
+        except Exception as error:
+            job.end(error=_fault("the decoder", error))
+            return
         with self._changed:
-            job.unfinished -= decoded
-            if read_all:
-                job.read_all, job.reading = True, False
-                self._changed.notify_all()
-            finished = job.read_all and not job.unfinished
-        if finished:
+            job.unfinished -= 1
+            job.decoding = False
+            self._decode_on(job)
+            self._read_on(job)
+        self._end_if_finished(job)
+
+    @staticmethod
+    def _end_if_finished(job: Job) -> None:
+        if job.read_all and not job.unfinished:
             job.end(job.reader.transcript())
 
 

@@ -22,6 +22,7 @@ class Metrics:
         self.queue_seconds = Histogram("asr_queue_seconds", "From a piece's reading to its batch", buckets=QUEUE_TIMES, **kept)
         self.batch_size = Histogram("asr_batch_size", "Pieces heard at once", buckets=BATCH_SIZES, **kept)
         self.audio_seconds = Counter("asr_audio_seconds", "Seconds of audio that the network has heard", **kept)
+        self.streams = Counter("asr_streams", "Live connections that have ended, by WebSocket code", ("code",), **kept)
         kept["multiprocess_mode"] = "livesum"
         self.under_way = Gauge("asr_requests_under_way", "Recordings being received or transcribed", **kept)
         self.active_streams = Gauge("asr_active_streams", "Live connections", **kept)

@@ -1,10 +1,8 @@
 """OpenAI's interface for transcriptions, so that programs written for it run on this server.
 
 Source: platform.openai.com/docs/api-reference/audio, in November 2026. Accepted and without effect: model, language, prompt,
-temperature.
+temperature, chunking_strategy, include[].
 """
-
-import time
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -16,7 +14,6 @@ from serving.requests import Refused, Upload
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES = ("word", "segment")
-STARTED = int(time.time())
 
 
 def openai_routes() -> list[Route]:
@@ -33,8 +30,10 @@ def openai_error(refused: Refused) -> dict:
 
 
 async def _transcriptions(request: Request) -> Response:
-    service = request.app.state.service
-    upload, transcript, _ = await service.transcribe(request, _check)
+    return await request.app.state.service.answer(request, _check, _answer)
+
+
+def _answer(upload: Upload, transcript: Transcript, _: int) -> Response:
     kind = upload.fields.get("response_format", "json")
     if kind == "json":
         return JSONResponse({"text": transcript.text})
@@ -50,6 +49,8 @@ def _check(upload: Upload) -> None:
     kind = upload.fields.get("response_format", "json")
     if kind not in FORMATS:
         raise Refused(400, f"response_format={kind[:40]!r}: expected one of {', '.join(FORMATS)}")
+    if upload.flag("stream"):
+        raise Refused(400, "stream: answers come whole; leave it out, or use /stream")
     for name in upload.listed.get("timestamp_granularities[]", ()):
         if name not in GRANULARITIES:
             raise Refused(400, f"timestamp_granularities[]={name[:40]!r}: expected word or segment")
@@ -100,4 +101,5 @@ async def _model(request: Request) -> Response:
 
 
 def _described(request: Request) -> dict:
-    return {"id": request.app.state.service.recognizer.name, "object": "model", "created": STARTED, "owned_by": "local"}
+    recognizer = request.app.state.service.recognizer
+    return {"id": recognizer.name, "object": "model", "created": recognizer.written, "owned_by": "local"}

@@ -3,17 +3,19 @@
 import hmac
 import io
 import os
+import re
 import sys
 import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import anyio
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -24,8 +26,9 @@ from decoder import BeamDecoder, GreedyDecoder
 
 FIELD_BYTES = 2**16
 MOST_FIELDS = 32
-MOST_BEAM_WIDTH, MOST_HOT_WORDS = 512, 200
+MOST_BEAM_WIDTH, MOST_READINGS, MOST_HOT_WORDS = 512, 20, 200
 DECODERS_KEPT = 16
+MOST_TOLD = 200  # characters of what a client may have written itself
 STALLED = 30.0  # seconds in which a client sends nothing
 LEAST_RATE = 1000.0  # bytes a second, from then on
 
@@ -39,14 +42,17 @@ class Refused(Exception):
 
 
 class ApiKeys:
-    """The keys of a file, one a line; without a file, everybody is let in."""
+    """The keys of a file, one a line, but for lines that begin with #; without a file, everybody is let in."""
 
     def __init__(self, path: str | None):
         """Raises: OSError; ValueError naming a file without keys."""
         self._keys: list[bytes] = []
         if path is None:
             return
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        try:
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not text in UTF-8: expected keys, one a line") from None
         self._keys = [line.strip().encode() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not self._keys:
             raise ValueError(f"{path}: no keys: expected one a line")
@@ -86,7 +92,7 @@ class Upload:
         value = self.fields.get(name, "").strip()
         if not value:
             return None
-        if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= most:
+        if not re.fullmatch("[0-9]{1,9}", value) or not 1 <= int(value) <= most:
             raise Refused(400, f"{name}={value[:40]!r}: expected a whole number from 1 to {most}")
         return int(value)
 
@@ -101,6 +107,10 @@ async def read_upload(request: Request, most_bytes: int) -> Upload:
         raise Refused(
             400, f"no file: expected multipart/form-data with a field file, not {kind[:80] or 'a body without a type'}"
         )
+    if parse_options_header(kind)[1].get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise Refused(400, "not a form in UTF-8: expected no other charset")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refused(415, f"Content-Encoding {request.headers['content-encoding'][:40]}: expected the form as it is")
     if request.headers.get("content-length", "").isdigit() and int(request.headers["content-length"]) > most_bytes:
         raise Refused(413, _too_large(most_bytes))
     try:
@@ -108,8 +118,8 @@ async def read_upload(request: Request, most_bytes: int) -> Upload:
             request.headers, _limited(request, most_bytes), max_files=1, max_fields=MOST_FIELDS, max_part_size=FIELD_BYTES
         )
         form = await parser.parse()
-    except (MultiPartException, ValueError, LookupError) as error:  # also those of a charset that makes no sense
-        raise Refused(400, f"not a form that can be read: {str(error)[:200]}") from None
+    except (MultiPartException, ValueError) as error:
+        raise Refused(400, f"not a form that can be read: {str(error)[:MOST_TOLD]}") from None
     file = form.get("file")
     if not isinstance(file, UploadFile):
         await form.close()
@@ -117,7 +127,7 @@ async def read_upload(request: Request, most_bytes: int) -> Upload:
     listed: dict[str, list[str]] = {}
     for name, value in form.multi_items():
         if isinstance(value, str):
-            listed.setdefault(name, []).append(value.encode(errors="replace").decode())  # some charsets know half characters
+            listed.setdefault(name, []).append(value)
     return Upload(_on_disk(file), {name: values[-1] for name, values in listed.items()}, listed)
 
 
@@ -131,20 +141,34 @@ def _on_disk(file: UploadFile) -> io.FileIO:
     return plain
 
 
+class Patience:
+    """With a client that sends bytes: not without any for long, nor with a few now and then."""
+
+    def __init__(self) -> None:
+        self.total, self._began = 0, time.monotonic()
+
+    async def wait(self, receive: Awaitable) -> object:
+        """What is received next. Raises: Refused."""
+        waited = time.monotonic() - self._began
+        patience = min(STALLED, STALLED + self.total / LEAST_RATE - waited)
+        try:
+            with anyio.fail_after(max(0.0, patience)):
+                return await receive
+        except TimeoutError:
+            waited = time.monotonic() - self._began
+            raise Refused(408, f"{self.total} bytes came in {waited:.0f} s: send them faster, or again") from None
+
+
 async def _limited(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
     """A body as it comes, also one that does not say how long it is."""
-    total, chunks, began = 0, request.stream(), time.monotonic()
+    patience, chunks = Patience(), request.stream()
     while True:
-        patience = STALLED + total / LEAST_RATE - (time.monotonic() - began)
         try:
-            with anyio.fail_after(max(0.0, min(STALLED, patience))):
-                chunk = await anext(chunks)
+            chunk = await patience.wait(anext(chunks))
         except StopAsyncIteration:
             return
-        except TimeoutError:
-            raise Refused(408, f"{total} bytes came in {time.monotonic() - began:.0f} s: send it again") from None
-        total += len(chunk)
-        if total > most_bytes:
+        patience.total += len(chunk)
+        if patience.total > most_bytes:
             raise Refused(413, _too_large(most_bytes))
         yield chunk
 
@@ -167,7 +191,7 @@ class Decoders:
         kind = upload.fields.get("decoder", "").strip() or config.decoder
         if kind not in DECODERS:
             raise Refused(400, f"decoder={kind[:40]!r}: expected {' or '.join(DECODERS)}")
-        paths = upload.number("top_paths", MOST_BEAM_WIDTH)
+        paths = upload.number("top_paths", max(MOST_READINGS, config.top_paths))
         width = upload.number("beam_width", MOST_BEAM_WIDTH)
         words = upload.fields.get("hotwords", "").strip()
         if kind == "greedy":
@@ -185,6 +209,10 @@ class Decoders:
             self._kept.move_to_end(key)
             return self._kept[key], paths
 
+    def usual_beam(self) -> BeamDecoder:
+        """What a request gets that asks for beam search and says no more."""
+        return self.chosen(Upload(io.BytesIO(), {"decoder": "beam"}, {}))[0]
+
     def _made(self, width: int, paths: int, words: str) -> BeamDecoder:
         from decoding.hotwords import parse_hot_words
 
@@ -200,7 +228,7 @@ class Decoders:
                     raise ValueError(f"hotwords: {len(entries)}: expected up to {MOST_HOT_WORDS}")
                 decoder = decoder.with_hot_words(parse_hot_words(entries, "hotwords"))
         except ValueError as error:
-            raise Refused(400, str(error)) from None
+            raise Refused(400, str(error)[:MOST_TOLD]) from None
         return decoder
 
 

@@ -3,86 +3,42 @@
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-import h11
 import torch
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from asr.recognizer import Recognizer
+from config import ServerConfig
 from data.command_line import UsageError, run_script, tell
 from data.processes import die_with_parent
-from serving.app import Service, Settings, create_app
-from serving.batching import Fault, QueueLimits
+from serving.app import create_app
+from serving.batching import Fault
+from serving.connections import HttpConnection, SocketConnection
 from serving.metrics import SHARED_FOLDER
 from serving.requests import ApiKeys
+from serving.service import Service
 
-HEADER_SECONDS = 20.0  # a client has for its request line and headers
-UNWANTED_SECONDS = 5.0  # for the rest of a body, once the answer is given: so long because who is cut off may not read it
 LAST_REQUESTS = 0.5  # seconds from when no more connections are accepted until the silent ones are closed
 KEEP_ALIVE = 10  # seconds
 BACKLOG = 1024  # connections that wait to be accepted
-CONNECTIONS = 1000  # at a time; more get 503
 MOST_MESSAGE = 2**20  # bytes of a WebSocket message
+OPEN_FILES = 8192  # connections and recordings are some
+GRACE_SECONDS = 5  # for a connection that is not done in time
 RESTART_SECONDS = 1.0  # between the death of a worker and its heir, so that one that cannot start does not burn a core
-
-
-class Connection(H11Protocol):
-    """Closes connections of those who mean to use them all up: by headers, or by what follows a refusal, that take ages."""
-
-    def __init__(self, *args: object, **kwargs: object):
-        super().__init__(*args, **kwargs)
-        self._deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._forget()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._watch()
-
-    def send_400_response(self, msg: str) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:  # this is the answer to the request under way
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:  # it has been answered, and goes on with nonsense
-            self.transport.close()
-
-    def _watch(self) -> None:
-        """Give a client time for its headers, and for the rest of a body that nobody wants any more, but not for ever."""
-        headers = self.conn.their_state is h11.IDLE
-        unwanted = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
-        if not headers and not unwanted:
-            self._forget()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(HEADER_SECONDS if headers else UNWANTED_SECONDS, self.transport.close)
-
-    def _forget(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 class Server(uvicorn.Server):
@@ -92,27 +48,29 @@ class Server(uvicorn.Server):
         self.service: Service = app.state.service
         config = uvicorn.Config(
             app,
-            http=Connection,
-            ws="websockets-sansio",
+            http=HttpConnection,
+            ws=SocketConnection,
             ws_max_size=MOST_MESSAGE,
+            ws_per_message_deflate=False,  # samples do not shrink, and what does not has to be bounded
             ws_ping_interval=None,  # who is silent is closed anyway, and whose answer takes long is not
             lifespan="on",
             log_level="error",  # what clients do wrong, they are told
             access_log=False,
             server_header=False,
             backlog=BACKLOG,
-            limit_concurrency=CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=round(self.service.settings.timeout) + 5,
+            timeout_graceful_shutdown=round(self.service.config.timeout) + GRACE_SECONDS,
         )
         super().__init__(config)
+        self.service.connections = self.server_state.connections
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.stopping.set()  # from now on answers say that the connection ends, and live ones are brought to theirs
         for server in self.servers:
             server.close()
         await asyncio.sleep(LAST_REQUESTS)
-        while self.service.streams.taken and not self.force_exit:
+        end = time.monotonic() + self.service.config.timeout
+        while self.service.streams.taken and not self.force_exit and time.monotonic() < end:
             await asyncio.sleep(0.1)
         await super().shutdown(sockets)
 
@@ -157,12 +115,11 @@ def _loopback(host: str) -> bool:
 def _work(args: argparse.Namespace, keys: ApiKeys, listening: socket.socket) -> int:
     """One process: its model and its server."""
     recognizer = Recognizer.from_options(args)
-    limits = QueueLimits(args.max_batch_size, args.max_wait_ms / 1000, args.max_queue)
-    upload_bytes = round(args.max_upload_mb * 2**20)
-    origins = tuple(args.allow_origin)
-    settings = Settings(limits, upload_bytes, args.max_audio_seconds, args.timeout, args.max_streams, keys, origins)
+    flags = {field.name: getattr(args, field.name) for field in dataclasses.fields(ServerConfig)}
+    config = ServerConfig(**flags | {"allow_origin": tuple(args.allow_origin or ())})
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # as for uvicorn's
-    server = Server(create_app(recognizer, settings))
+    _allow_open_files()
+    server = Server(create_app(recognizer, config, keys))
     try:
         server.service.warm()
     except Fault as fault:
@@ -175,6 +132,14 @@ def _work(args: argparse.Namespace, keys: ApiKeys, listening: socket.socket) -> 
     tell(f"{recognizer.name} at http://{f'[{host}]' if ':' in host else host}:{port}/")
     server.run(sockets=[listening])
     return 0
+
+
+def _allow_open_files() -> None:
+    """As many as connections may need: many systems allow a process 1024 unless it asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _supervise(args: argparse.Namespace, listening: socket.socket) -> int:
@@ -209,20 +174,33 @@ def _keep_running(args: argparse.Namespace, listening: socket.socket) -> int:
                 status = worker.exitcode
                 break
             tell(f"worker {index} ended with status {worker.exitcode}: starting another", error=True)
-            mark_process_dead(worker.pid)
+            _forget_worker(worker.pid)
             time.sleep(RESTART_SECONDS)
             workers[index] = start(index)
     listening.close()
-    _stop(workers)
+    _stop(workers, args.timeout + 4 * GRACE_SECONDS)
     return status
 
 
-def _stop(workers: Sequence[multiprocessing.Process]) -> None:
+def _stop(workers: Sequence[multiprocessing.Process], patience: float) -> None:
+    """Let workers finish, for so many seconds."""
     for worker in workers:
         if worker.is_alive():
             os.kill(worker.pid, signal.SIGTERM)
+    end = time.monotonic() + patience
     for worker in workers:
-        worker.join()
+        worker.join(max(0.0, end - time.monotonic()))
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+def _forget_worker(pid: int) -> None:
+    """What a worker that was killed had under way is under way no more; what it had counted stays."""
+    mark_process_dead(pid)
+    for path in Path(os.environ[SHARED_FOLDER]).glob(f"*_{pid}.db"):
+        if not path.stat().st_size:  # it was being made, and nobody could read it
+            path.unlink()
 
 
 def _worker(args: argparse.Namespace, index: int, listening: socket.socket) -> None:

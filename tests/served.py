@@ -19,8 +19,9 @@ from beeps import start
 
 from asr.recognizer import Recognizer
 from asr.runtime import Runtime
-from config import DecoderConfig
-from serving.app import Settings, create_app
+from config import DecoderConfig, ServerConfig
+from serving.app import create_app
+from serving.requests import ApiKeys
 from serving.running import Server
 
 
@@ -71,9 +72,9 @@ def served(model: Path, *args: object) -> Iterator[Served]:
 
 
 @contextmanager
-def in_thread(recognizer: Recognizer, settings: Settings | None = None) -> Iterator[Served]:
+def in_thread(recognizer: Recognizer, keys: ApiKeys | None = None, **config: object) -> Iterator[Served]:
     """The same in a thread."""
-    server = Server(create_app(recognizer, settings or Settings()))
+    server = Server(create_app(recognizer, ServerConfig(**config), keys))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -14,7 +14,8 @@ from beep_network import RATE, save_beep_network, sentence, sound
 from served import recognizer, until
 
 from asr.recognizer import Recognizer
-from serving.batching import AHEAD, Batcher, Fault, Job, QueueFull, QueueLimits
+from config import ServerConfig
+from serving.batching import AHEAD, UNFINISHED, Batcher, Fault, Job, Stopping
 from serving.metrics import Metrics
 
 SECONDS = 60  # that anything here may take
@@ -64,7 +65,7 @@ def queue(ear, network):
     made = []
 
     def make(**limits) -> Batcher:
-        made.append(Batcher(ear, QueueLimits(**limits), Metrics()))
+        made.append(Batcher(ear, ServerConfig(**limits), Metrics()))
         return made[-1]
 
     yield make
@@ -112,7 +113,7 @@ def test_everybody_gets_the_own_text(ear, network, queue):
 
 def test_batches_give_what_one_by_one_gives(ear, queue):
     waves = [sound(sentence(np.random.default_rng(i), 3), i)[0] for i in range(12)] + [long_speech(8)]
-    alone, together = queue(batch=1), queue(batch=16, wait=0.05)
+    alone, together = queue(max_batch_size=1), queue(max_batch_size=16, max_wait_ms=50.0)
     expected = [text(submit(alone, ear, wave)) for wave in waves]
     jobs = [submit(together, ear, wave) for wave in waves]
     assert [text(job) for job in jobs] == expected
@@ -143,7 +144,7 @@ def test_a_long_recording_does_not_hold_up_short_ones(ear, network, queue):
 
 
 def test_long_recordings_take_turns(ear, network, queue):
-    batcher, names, order = queue(batch=1), {}, []
+    batcher, names, order = queue(max_batch_size=1), {}, []
     network.open.clear()
     network.breaks = lambda piece: order.append(names[id(piece)])
 
@@ -176,16 +177,54 @@ def test_no_more_is_read_than_is_needed(ear, network, queue):
     assert times(job) == 60
 
 
-def test_a_full_queue_says_so(ear, network, queue):
-    batcher = queue(jobs=3)
+def test_a_slow_decoder_is_waited_for(ear, queue):
+    read, go_on = [], threading.Event()
+
+    class Slow:
+        def start(self):
+            go_on.wait(SECONDS)
+            return ear.decoder.start()
+
+        def __getattr__(self, name: str):
+            go_on.wait(SECONDS)
+            return getattr(ear.decoder, name)
+
+    def pieces():
+        for piece in ear.pieces_of([long_speech(80)]):
+            read.append(piece)
+            yield piece
+
+    batcher = queue()
+    job = batcher.submit(pieces(), Slow())
+    until(lambda: job.unfinished == UNFINISHED and not job.reading)
+    assert text(submit(batcher, ear, sound("AB")[0])) == "AB"
+    assert len(read) == UNFINISHED
+    go_on.set()
+    assert times(job) == 80
+
+
+def test_who_goes_away_leaves_no_open_file(ear, network, queue):
+    """At once, not when the garbage is collected."""
+    closed = threading.Event()
+
+    def pieces():
+        try:
+            yield from ear.pieces_of([long_speech(60)])
+        finally:
+            closed.set()
+
+    batcher = queue()
     network.open.clear()
-    jobs = [submit(batcher, ear, sound("AB", i)[0]) for i in range(3)]
-    with pytest.raises(QueueFull):
-        submit(batcher, ear, sound("C")[0])
-    jobs[1].result.cancel()  # who goes away makes room
-    jobs.append(submit(batcher, ear, sound("C")[0]))
-    network.open.set()
-    assert [text(jobs[i]) for i in (0, 2, 3)] == ["AB", "AB", "C"]
+    gc.collect()
+    gc.disable()
+    try:
+        jobs = [batcher.submit(pieces(), ear.decoder)]
+        until(lambda: network.begun and not jobs[0].reading)
+        jobs.pop().result.cancel()
+        network.open.set()
+        assert closed.wait(SECONDS)
+    finally:
+        gc.enable()
 
 
 def test_a_recording_that_breaks_in_its_middle_ends_alone(ear, queue):
@@ -235,7 +274,7 @@ def test_a_decoder_that_breaks_is_a_fault_of_one(ear, queue):
 
 def test_who_goes_away_at_any_time_leaves_the_others_alone(ear, queue):
     """Each of many clients cancels at another moment, or not at all."""
-    batcher, rng = queue(wait=0.002), random.Random(2)
+    batcher, rng = queue(max_wait_ms=2.0), random.Random(2)
     short, long = sound("CAB")[0], long_speech(12)
 
     def client(number: int) -> bool:
@@ -256,7 +295,7 @@ def test_who_goes_away_at_any_time_leaves_the_others_alone(ear, queue):
 
 def test_many_small_pieces_are_never_read_twice_at_once(ear, queue):
     """A job's next piece is asked for by its reader and by the network's thread, of whom only one may."""
-    batcher = queue(wait=0.0, batch=1)
+    batcher = queue(max_wait_ms=0.0, max_batch_size=1)
     (item,) = ear.pieces_of([sound("A")[0]])
 
     def pieces():
@@ -268,13 +307,13 @@ def test_many_small_pieces_are_never_read_twice_at_once(ear, queue):
 
 
 def test_closing_finishes_what_was_begun(ear, network):
-    batcher = Batcher(ear, QueueLimits(), Metrics())
+    batcher = Batcher(ear, ServerConfig(), Metrics())
     network.open.clear()
     jobs = [submit(batcher, ear, wave) for wave in (sound("AB")[0], long_speech(16), sound("C")[0])]
     closing = threading.Thread(target=batcher.close)
     closing.start()
     until(lambda: batcher._closed)
-    with pytest.raises(QueueFull):
+    with pytest.raises(Stopping):
         submit(batcher, ear, sound("C")[0])
     network.open.set()
     closing.join(SECONDS)

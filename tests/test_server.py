@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,11 +21,9 @@ from beep_network import RATE, save_beep_network, sound
 from beeps import ROOT
 from served import Served, in_thread, recognizer, served, until, write_sound
 
+import serving.connections
 import serving.requests
-import serving.running
 from asr.recognizer import Recognizer
-from serving.app import Settings
-from serving.batching import QueueLimits
 
 SAID = "CAB AB"
 KEY = "correct horse"
@@ -157,7 +156,11 @@ def test_each_request_has_a_decoder_of_its_own(server, speech):
         ({"decoder": "beam", "beam_width": "0"}, "1 to 512"),
         ({"decoder": "beam", "beam_width": "99999999999999999999"}, "1 to 512"),
         ({"decoder": "beam", "beam_width": "          5e"}, "1 to 512"),
-        ({"decoder": "beam", "top_paths": "two"}, "1 to 512"),
+        ({"decoder": "beam", "beam_width": "000000001999"}, "1 to 512"),
+        ({"decoder": "beam", "beam_width": "000000001" + "9" * 5000}, "1 to 512"),
+        ({"decoder": "beam", "hotwords": "@" * 60000}, "hot"),
+        ({"decoder": "beam", "top_paths": "21"}, "1 to 20"),
+        ({"decoder": "beam", "top_paths": "two"}, "1 to 20"),
         ({"decoder": "beam", "hotwords": "A:much"}, "A:much"),
         ({"decoder": "beam", "hotwords": "XYZ"}, "no labels"),
         ({"decoder": "beam", "hotwords": ",".join(["A"] * 201)}, "201"),
@@ -190,7 +193,6 @@ def test_what_is_no_form_with_a_file(server, speech):
     refusal(httpx.post(f"{server.url}/transcribe", files=two), 400)
     refusal(server.ask(speech, decoder="x" * 70000), 400)
     refusal(httpx.post(f"{server.url}/transcribe", files={"file": b""}, data={f"f{i}": "1" for i in range(40)}), 400)
-    assert "\x00" not in open_files(server.process.pid)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +218,22 @@ def test_broken_requests(server, request_):
     assert raw(server, request_).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_language_of_half_characters_is_no_error_of_ours(server, speech):
+def test_forms_are_utf8_and_as_they_are(server, speech):
     part = '--x\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n'
-    fields = part.format("language", "") + "\\ud800\r\n" + part.format("response_format", "") + "verbose_json\r\n"
+    fields = part.format("language", "") + "\\ud800 日\r\n" + part.format("response_format", "") + "verbose_json\r\n"
     body = (fields + part.format("file", '; filename="a"')).encode() + speech.read_bytes() + b"\r\n--x--\r\n"
-    kind = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
-    answer = httpx.post(f"{server.url}/v1/audio/transcriptions", content=body, headers=kind)
-    assert answer.json()["text"] == SAID
+
+    def ask(charset: str, **headers: str) -> httpx.Response:
+        kind = {"Content-Type": f"multipart/form-data; boundary=x{charset}"}
+        return httpx.post(f"{server.url}/v1/audio/transcriptions", content=body, headers=kind | headers)
+
+    for charset in ("", "; charset=UTF-8", '; charset="utf-8"'):
+        answer = ask(charset).json()
+        assert (answer["text"], answer["language"]) == (SAID, "\\ud800 日")
+    for charset in ("; charset=unicode_escape", "; charset=punycode", "; charset=x"):
+        assert ask(charset).status_code == 400
+    packed = ask("", **{"Content-Encoding": "gzip"})
+    assert packed.status_code == 415 and "gzip" in packed.json()["error"]["message"]
 
 
 def test_unknown_addresses_and_methods(server):
@@ -300,7 +311,7 @@ def test_half_an_hour_does_not_hold_up_seconds(ear, speech):
     wave = np.tile(sound(f"{SAID} ..")[0], 1800 * RATE // len(sound(f"{SAID} ..")[0]))
     long = io.BytesIO()
     soundfile.write(long, wave, RATE, format="flac")
-    with in_thread(ear, Settings(upload_bytes=2**27)) as server:
+    with in_thread(ear, max_upload_mb=200) as server:
         answers = []
         asking = threading.Thread(target=lambda: answers.append(server.ask(long.getvalue())))
         asking.start()
@@ -348,11 +359,30 @@ def test_the_openai_client_s_errors(server, locked, speech):
     with pytest.raises(openai.APIStatusError, match="not audio") as unknown:
         create(model="m", file=b"hello, world")
     assert unknown.value.status_code == 415 and unknown.value.type == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError, match="stream: answers come whole"):
+        create(model="m", file=speech, stream=True)
     with pytest.raises(openai.NotFoundError, match=r"beeps\.pth"):
         client.models.retrieve("whisper-1")
     with pytest.raises(openai.AuthenticationError, match="needs a key"):
         openai.OpenAI(base_url=f"{locked.url}/v1", api_key="wrong", max_retries=0).models.list()
     assert openai.OpenAI(base_url=f"{locked.url}/v1", api_key=KEY, max_retries=0).models.list().data
+
+
+def test_no_room_to_store_a_recording(ear, speech, monkeypatch, tmp_path, capfd):
+    with in_thread(ear) as server:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        answer = server.ask(speech)
+        assert "no room" in refusal(answer, 503) and answer.headers["Retry-After"] == "1"
+        monkeypatch.undo()
+        assert server.ask(speech).json()["transcription"] == [[SAID]]
+    assert "warning: a recording was refused: " in capfd.readouterr().err
+
+
+def test_addresses_as_proxies_are_asked(server):
+    for address in (b"http://a/health/live", b"HTTP://a:80/health/live", b"https://[::1]/health/live"):
+        assert raw(server, b"GET " + address + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(
+            b"HTTP/1.1 200 "
+        )
 
 
 def test_health_and_metrics(server, speech):
@@ -378,8 +408,13 @@ def test_keys(locked, speech):
         assert locked.ask(speech, headers={"Authorization": f"Bearer {right}"}).json()["transcription"] == [[SAID]]
     for path in ("/health/live", "/health/ready", "/", "/page/index.html", "/info"):
         assert httpx.get(locked.url + path).status_code == 200
-    for path in ("/metrics", "/v1/models", "/nothing", "/stream", "/page/../metrics", "//page/metrics"):
-        assert httpx.get(locked.url + path).status_code in (401, 404)
+    for path in ("/metrics", "/v1/models", "/nothing", "/stream", "//page/metrics", "/information", "/healthy"):
+        refused = httpx.get(locked.url + path)
+        assert refused.status_code == 401 and KEY not in refused.text
+    for path in (b"/page/../metrics", b"http://a/metrics", b"http://a/page/../metrics", b"/page/%2e%2e/metrics"):
+        assert raw(locked, b"GET " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")[9:12] in (b"401", b"404"), (
+            path
+        )
     # What a client calls the server has no say in what it may do.
     for host in (b"a/page/", b"a/page/?", b"[::1", b"", b"a/health/live#"):
         head = b"GET /metrics HTTP/1.1\r\nHost: " + host + b"\r\nConnection: close\r\n\r\n"
@@ -430,7 +465,7 @@ def test_no_room_and_no_time(ear, speech):
     ear.hear = lambda pieces: (gate.wait(30), heard(pieces))[1]
     try:
         gate.set()
-        with in_thread(ear, Settings(QueueLimits(jobs=2), timeout=2.0)) as server:
+        with in_thread(ear, max_queue=2, timeout=2.0) as server:
             gate.clear()
             answers = []
             clients = [threading.Thread(target=lambda: answers.append(server.ask(speech))) for _ in range(2)]
@@ -480,8 +515,8 @@ def test_who_goes_away_leaves_the_queue(ear, speech):
 
 def test_who_stalls_is_told(ear, monkeypatch):
     monkeypatch.setattr(serving.requests, "STALLED", 0.3)
-    monkeypatch.setattr(serving.running, "HEADER_SECONDS", 0.3)
-    monkeypatch.setattr(serving.running, "UNWANTED_SECONDS", 0.3)
+    monkeypatch.setattr(serving.connections, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(serving.connections, "UNWANTED_SECONDS", 0.3)
     with in_thread(ear) as server:
         assert raw(server, head(900, "x", "Connection: close") + b"--x").startswith(b"HTTP/1.1 408 ")
         # A byte now and then is no way to stay either, in a body or in headers, nor in those of a second request.
@@ -520,4 +555,5 @@ def test_what_the_model_says_of_itself(server, locked):
     about = httpx.get(f"{server.url}/info").json()
     assert about["model"] == "beeps.pth" and about["sample_rate"] == RATE
     assert (about["streaming"], about["key_needed"], about["max_upload_mb"]) == (False, False, 2)
-    assert httpx.get(f"{locked.url}/info").json()["key_needed"]
+    assert httpx.get(f"{locked.url}/info").json() == {"key_needed": True}, "no more is told to whoever has none"
+    assert httpx.get(f"{locked.url}/info", headers={"Authorization": f"Bearer {KEY}"}).json()["model"] == "beeps.pth"

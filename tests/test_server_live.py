@@ -13,15 +13,14 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from beep_network import RATE, save_beep_network, sound
+from beep_network import RATE, save_beep_network, sentence, sound
 from beeps import ROOT
 from served import Served, in_thread, recognizer, served, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-import serving.live
-import serving.running
-from serving.app import Settings
+import serving.connections
+import serving.requests
 from serving.requests import ApiKeys
 
 SAID = "AB CA.BB A C.CAB"
@@ -100,7 +99,11 @@ def test_streamed_text_is_that_of_transcribe(folder):
         assert httpx.get(f"{server.url}/info").json()["streaming"]
         for size in (1000, 1601, 32000):
             found = talk(server, pcm(SAID), size)
-            assert [event for event in found if "final" in event] == [event for event in expected if "final" in event]
+            ends = [event for event in found if "final" in event]
+            cues = [event.pop("cues") for event in ends]
+            assert ends == [event for event in expected if "final" in event]
+            assert [" ".join(line for cue in made for line in cue["lines"]) for made in cues] == [end["final"] for end in ends]
+            assert all(made[0]["start"] == end["start"] for made, end in zip(cues, ends, strict=True))
         partials = [event["partial"] for event in found if "partial" in event]
         assert partials
         assert finals(talk(server, pcm(SAID), rate=RATE)) == finals(expected)
@@ -209,7 +212,7 @@ def test_a_message_has_a_largest_size(running):
 
 
 def test_no_more_streams_than_there_is_room_for(streaming):
-    with in_thread(streaming, Settings(streams=2)) as server, stream(server) as one, stream(server) as two:
+    with in_thread(streaming, max_streams=2) as server, stream(server) as one, stream(server) as two:
         for socket in (one, two):
             socket.send(pcm("A")[:3200])
         until(lambda: server.metric("asr_active_streams") == 2)
@@ -222,11 +225,17 @@ def test_no_more_streams_than_there_is_room_for(streaming):
 
 
 def test_who_is_silent_is_cut_off_and_who_speaks_is_not(streaming, monkeypatch):
-    monkeypatch.setattr(serving.live, "STALLED", 0.5)
-    monkeypatch.setattr(serving.running, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(serving.requests, "STALLED", 0.5)
+    monkeypatch.setattr(serving.connections, "HEADER_SECONDS", 0.5)
     with in_thread(streaming) as server:
         with stream(server) as silent:
-            assert "nothing came" in closed(silent, 1008)
+            assert "0 bytes came" in closed(silent, 1008)
+        with stream(server) as empty:  # messages without samples are nothing
+            for _ in range(6):
+                with suppress(ConnectionClosed):
+                    empty.send(b"")
+                time.sleep(0.1)
+            assert "0 bytes came" in closed(empty, 1008)
         with stream(server) as slow:
             for i in range(0, 8 * 3200, 3200):
                 slow.send(pcm("AB")[i : i + 3200])
@@ -236,10 +245,35 @@ def test_who_is_silent_is_cut_off_and_who_speaks_is_not(streaming, monkeypatch):
             assert finals(events(slow)) == ["AB"]
 
 
+@pytest.mark.parametrize("model", ["streaming", "bidirectional"])
+def test_a_stream_has_a_longest_duration(request, model):
+    with in_thread(request.getfixturevalue(model), max_audio_seconds=2.0) as server, stream(server) as socket:
+        for _ in range(3):
+            socket.send(pcm("AB CA"))
+        *finals_, last = events(socket)
+        assert "longer than 2 s" in last["error"] and socket.close_code == 1008
+        assert "AB CA" in finals(finals_)[0]
+        assert server.metric('asr_streams_total{code="1008"}') == 1
+
+
+def test_utterances_that_come_at_once_are_one_client(bidirectional):
+    """Streams have room of their own, and take none of the recordings'."""
+    with in_thread(bidirectional, max_queue=1) as server:
+        said = [sentence(np.random.default_rng(i), 2) for i in range(6)]
+        assert " ".join(finals(talk(server, pcm(" ..".join(said))))) == " ".join(said)
+
+
+def test_what_is_no_first_message(running):
+    for text in ("[" * 4000, "[" * 200_000, "{", '"eof"', "\x00"):
+        with stream(running["streaming"]) as socket:
+            socket.send(text)
+            assert "expected JSON" in closed(socket, 1008)
+
+
 def test_keys(streaming, tmp_path):
     (tmp_path / "keys").write_text(KEY + "\n")
     keys = ApiKeys(str(tmp_path / "keys"))
-    with in_thread(streaming, Settings(keys=keys, streams=1)) as server:
+    with in_thread(streaming, keys, max_streams=1) as server:
         assert httpx.get(f"{server.url}/metrics").status_code == 401
         with stream(server) as one, stream(server) as two:  # who has shown no key takes no room
             one.send(pcm("A"))
@@ -258,8 +292,8 @@ def test_keys(streaming, tmp_path):
 
 
 def test_pages_of_elsewhere_may_not_listen(streaming):
-    with in_thread(streaming, Settings(origins=("https://app.example",))) as server:
-        for origin in ("https://evil.example", "null", server.url + ".evil.example"):
+    with in_thread(streaming, allow_origin=("https://app.example",)) as server:
+        for origin in ("https://evil.example", "null", server.url + ".evil.example", "http://["):
             with pytest.raises(InvalidStatus) as refused, stream(server, origin=origin):
                 pass
             assert refused.value.response.status_code == 403

@@ -99,6 +99,7 @@ def test_ctrl_c_right_after_the_address_is_heard(folder):
 
 def test_what_cannot_begin_is_told_in_one_line(folder):
     (folder / "none.txt").write_text("# no keys\n")
+    (folder / "latin.txt").write_bytes("Schl\xfcssel\n".encode("latin-1"))
     (folder / "text.pth").write_text("no model\n")
     checkpoint = load_checkpoint(folder / "beeps.pth")
     checkpoint.weights["head.weight"][0, 0] = float("nan")
@@ -114,6 +115,9 @@ def test_what_cannot_begin_is_told_in_one_line(folder):
             ("--api-key-file", "none.txt"): ("none.txt: no keys", 1),
             ("--host", "256.0.0.1"): ("--host 256.0.0.1 --port 0", 1),
             ("--port", "70000"): ("--port", 2),
+            ("--allow-origin", "*"): ("--allow-origin: *: expected https://NAME", 2),
+            ("--allow-origin", "https://a.example/page"): ("expected https://NAME", 2),
+            ("--api-key-file", "latin.txt"): ("latin.txt: not text in UTF-8", 1),
             ("--host", "0.0.0.0", "--model-path", "missing.pth"): ("missing.pth", 1),
             ("--host", "0.0.0.0", "--model-path", "missing.pth", "--api-key-file", "beeps.txt"): ("beeps.txt: No such file", 1),
         }
