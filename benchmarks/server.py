@@ -229,13 +229,22 @@ def throughput(model: Path, requests: list[bytes], args: argparse.Namespace) -> 
 
 
 def memory(model: Path, requests: list[bytes], args: argparse.Namespace) -> None:
+    """Under one load without a pause: the most that the server has during each thousand requests, and what it has behind all."""
     with served(model, *args.flag) as (*address, process):
-        texts, first = alone(tuple(address), requests), None
-        for done in range(0, args.requests, 1000):
-            tally = Load(tuple(address), requests, texts, args.clients, 10**6, min(1000, args.requests - done)).tally()
-            first = first or resident(process)
-            print(f"after {done + 1000:6} requests {resident(process):7.1f} MB; {told(tally)}", flush=True)
-        print(f"growth since the first thousand: {100 * (resident(process) / first - 1):+.2f} %", flush=True)
+        texts = alone(tuple(address), requests)
+        load = Load(tuple(address), requests, texts, args.clients, 10**6, args.requests)
+        most: collections.Counter[int] = collections.Counter()
+        while any(client.exitcode is None for client in load.processes) and load.results.empty():
+            time.sleep(0.1)
+            counted = metrics(tuple(address)).get('asr_requests_total{code="200",route="/transcribe"}', 0)
+            thousand = int(counted - len(texts)) // 1000
+            most[thousand] = max(most[thousand], resident(process))
+        print(told(load.tally()))
+        for thousand, found in sorted(most.items()):
+            print(f"requests {1000 * thousand + 1:6} to {1000 * thousand + 1000:6}: {found:7.1f} MB at most")
+        time.sleep(3.0)
+        growth = 100 * (max(most.values()) / most[0] - 1)
+        print(f"most of all {growth:+.2f} % above that of the first thousand; {resident(process):.1f} MB left when nobody asks")
 
 
 def drain(model: Path, requests: list[bytes], args: argparse.Namespace) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from config import RATES
-from data.containers import CONVERT, HEAD_BYTES, READABLE, TooLong, UnknownFormat, checked, foreign_format
+from data.containers import CONVERT, HEAD_BYTES, READABLE, TooLong, UnknownFormat, check_rate, checked, foreign_format
 from data.foreign import decode
 from data.random_access import Memory, TemporaryFile, spooled
 from data.shards import file_bytes, is_member
@@ -49,7 +48,8 @@ def load_audio(
     because clipping them would destroy speech that is there; the features are normalised anyway.
 
     source: a path, also of a recording in a shard (data/shards.py), or a binary file object, which is read from where it
-        stands to its end.
+        stands to its end. While PyAV decodes it, before the first sample, it is asked again and again for 0 bytes: whoever
+        closes it, or has its `read` raise, ends that.
     offset, duration: seconds; a duration of None goes to the end.
     Returns: (S,) float32, S samples at `sample_rate` Hz.
     Raises: ValueError if the file is no audio that can be read, is damaged or truncated, holds no samples or impossible
@@ -104,7 +104,10 @@ def audio_duration(source: Path | str | BinaryIO) -> float:
 
 
 def rate_and_channels(source: Path | str | BinaryIO) -> tuple[int, int]:
-    """How a recording is stored: samples a second and channels, 1 if PyAV reads it. Raises: as audio_duration."""
+    """How a recording is stored: samples a second and channels; if PyAV reads it, up to 48000 and 1.
+
+    Raises: as audio_duration.
+    """
     with _opened(source) as file:
         return file.samplerate, file.channels
 
@@ -122,9 +125,8 @@ def _opened(source: Path | str | BinaryIO, longest: float = math.inf) -> Iterato
     """Open a recording whose header has been checked; faults found while it is open get the file's name in front."""
     name = source_name(source)
     try:
-        with _binary(source) as binary, _decodable(checked(binary), longest) as file:
-            if file.samplerate not in RATES:
-                raise ValueError(f"damaged: its header says {file.samplerate} Hz, expected {RATES.start} to {RATES.stop - 1}")
+        with _binary(source) as binary, _decodable(checked(binary), source, longest) as file:
+            check_rate(file.samplerate)
             if file.frames > longest * file.samplerate:
                 raise TooLong(f"longer than {longest:.6g} s: cut it into parts")
             yield file
@@ -136,8 +138,8 @@ def _opened(source: Path | str | BinaryIO, longest: float = math.inf) -> Iterato
 
 
 @contextmanager
-def _decodable(content: BinaryIO, longest: float) -> Iterator[_Recording]:
-    """Open what libsndfile reads as it is, and of the rest what PyAV makes of it."""
+def _decodable(content: BinaryIO, source: Path | str | BinaryIO, longest: float) -> Iterator[_Recording]:
+    """Open what libsndfile reads as it is, and of the rest what PyAV makes of it while the source is open."""
     content.seek(0)
     called = foreign_format(content.read(HEAD_BYTES))
     if called:
@@ -154,8 +156,9 @@ def _decodable(content: BinaryIO, longest: float) -> Iterator[_Recording]:
             with file:
                 yield file
             return
+    asked = content if isinstance(source, (str, os.PathLike)) else source
     with TemporaryFile() as samples:
-        rate = decode(content, samples, reason, longest)
+        rate = decode(content, samples, reason, asked, longest)
         samples.seek(0)
         with _Recording(samples.fileno(), "r", rate, 1, "FLOAT", format="RAW", closefd=False) as file:
             yield file

@@ -1,8 +1,9 @@
 """What a file's own header promises, checked before it is decoded: libsndfile reads a file cut short without a word.
 
-Each check reads headers only, never samples. Containers whose reader already refuses a cut file (htk, voc) have no
-check here; `data/audio.py` counts the samples of every file as well. What no header tells: where a streamed wav,
-aiff, au or caf was meant to end, and that a flac was cut within its last frame (its decoder tells that).
+Each check reads headers only, never samples, and no more of them than a recording has, as nothing can interrupt it.
+Containers whose reader already refuses a cut file (htk, voc) have no check here; `data/audio.py` counts the samples of every
+file as well. What no header tells: where a streamed wav, aiff, au or caf was meant to end, and that a flac was cut within its
+last frame (its decoder tells that).
 """
 
 import os
@@ -11,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from config import RATES
 from data.mp3 import complete_mp3, id3_bytes, starts_like_mpeg
 from data.random_access import spliced
 
@@ -20,8 +22,13 @@ CONVERT = "convert it first, for example with: ffmpeg -i INPUT -ac 1 OUTPUT.wav"
 HEAD_BYTES = 1024  # enough for every magic number and for a NIST header
 STREAMED_BYTES = 0x7F000000  # a writer that cannot seek back leaves a size from here to 0xFFFFFFFF: it promises nothing
 FLAC_TAG_BYTES = 4096  # what other programs may have appended to a flac
+MOST_CHUNKS = 4096  # also of tags and of streams; recordings have a dozen
+MOST_BOXES = 2**18  # of an mp4: 12 hours in fragments of a second, five boxes each
+MOST_PAGES = 5 * 2**19  # of an ogg: 14 hours, even with a page for every packet of 20 ms
+READ_BYTES = 2**16  # at once, where headers stand close together
+OGG_PAGE = struct.Struct("<5xB8xII4xB")  # flags, stream, number, segments
 
-FOREIGN = (  # (where, magic number, what people call it): formats that libsndfile cannot read
+FOREIGN = (  # (where, magic number, what people call it): formats that libsndfile cannot read, or must not
     (4, b"ftyp", "m4a/mp4"),
     (0, b"\x1a\x45\xdf\xa3", "webm/matroska"),
     (0, b"\xff\xf0", "aac"),
@@ -33,6 +40,9 @@ FOREIGN = (  # (where, magic number, what people call it): formats that libsndfi
     (0, b"wvpk", "wavpack"),
     (0, b"MAC ", "monkey's audio"),
     (0, b"#!AMR", "amr"),
+    (8, b"8SVX", "amiga 8svx"),  # libsndfile never comes back from one whose chunks fill 100 kB
+    (8, b"16SV", "amiga 16sv"),
+    (0, b"\xf0\x7e", "midi sample dump"),  # and writes two lines to stdout for each damaged packet of these
 )
 
 
@@ -42,6 +52,12 @@ class UnknownFormat(ValueError):
 
 class TooLong(ValueError):
     """A recording goes on beyond what was allowed."""
+
+
+def check_rate(rate: int) -> None:
+    """Refuse what no recorder has. Raises: ValueError, without the file's name."""
+    if rate not in RATES:
+        raise ValueError(f"damaged: its header says {rate} Hz, expected {RATES.start} to {RATES.stop - 1}")
 
 
 def foreign_format(head: bytes) -> str | None:
@@ -64,7 +80,9 @@ def checked(file: BinaryIO) -> BinaryIO:
     if not head:
         raise ValueError(f"empty, 0 bytes; expected {READABLE}")
     tag_bytes = 0
-    while head.startswith(b"ID3"):  # tags before the audio; mpg123 would write its opinion of them to stderr
+    for _ in _steps(MOST_CHUNKS, "ID3 tags"):  # before the audio; mpg123 would write its opinion of them to stderr
+        if not head.startswith(b"ID3"):
+            break
         tag_bytes += id3_bytes(head)
         file.seek(min(tag_bytes, size))
         head = file.read(HEAD_BYTES)
@@ -75,8 +93,7 @@ def checked(file: BinaryIO) -> BinaryIO:
         size -= tag_bytes
     called = foreign_format(head)
     if called is None and starts_like_mpeg(head):
-        file.seek(0)
-        header, begin, end = complete_mp3(file.read())
+        header, begin, end = complete_mp3(file, size)
         return spliced(header, file, begin, end)
     if head.startswith((b"RIFF", b"RIFX", b"RF64", b"BW64")):
         return _checked_wav(file, size, head)
@@ -91,9 +108,17 @@ def _expect(there: int, promised: int) -> None:
         raise ValueError(f"truncated: {max(there, 0)} of the {promised} bytes its header promises; fetch it again")
 
 
+def _steps(most: int, of: str) -> Iterator[int]:
+    """Number the steps of a walk that whoever made the file can draw out. Raises: ValueError beyond what recordings need."""
+    yield from range(most)
+    raise ValueError(f"damaged: more than {most} {of}; fetch it again")
+
+
 def _chunks(file: BinaryIO, size: int, start: int, layout: struct.Struct) -> Iterator[tuple[bytes, int, int]]:
     """Walk (identifier, first byte, length) of chunks padded to even lengths."""
-    while start + layout.size <= size:
+    for _ in _steps(MOST_CHUNKS, "chunks"):
+        if start + layout.size > size:
+            return
         file.seek(start)
         identifier, length = layout.unpack(file.read(layout.size))
         start += layout.size
@@ -158,7 +183,9 @@ def _check_caf(file: BinaryIO, size: int, head: bytes) -> None:
 
 def _check_w64(file: BinaryIO, size: int, head: bytes) -> None:
     layout, start = struct.Struct("<16sQ"), 40
-    while start + layout.size <= size:
+    for _ in _steps(MOST_CHUNKS, "chunks"):
+        if start + layout.size > size:
+            return
         file.seek(start)
         identifier, length = layout.unpack(file.read(layout.size))
         if identifier.startswith(b"data"):
@@ -222,20 +249,28 @@ def _check_ogg(file: BinaryIO, size: int, head: bytes) -> None:
     A damaged page is seen later, by the samples that are missing: libogg drops a page whose checksum is wrong.
     """
     start, last_page, flags = 0, {}, 0
-    while start < size:
-        file.seek(start)
-        page = file.read(27 + 255)
-        if page[:4] != b"OggS":
+    block, at = b"", 0  # what has been read ahead, and where in it the page starts
+    for _ in _steps(MOST_PAGES, "Ogg pages"):
+        if start >= size:
+            break
+        if at + 27 + 255 > len(block):
+            file.seek(start)
+            block, at = file.read(READ_BYTES), 0
+        header = block[at : at + 27]
+        if header[:4] != b"OggS":
             if flags & 4:  # a tag behind the end of the stream
                 return
             raise ValueError(f"damaged: no Ogg page at byte {start}; fetch it again")
-        if len(page) < 27 or len(page) < 27 + page[26]:
+        if len(header) < 27 or len(block) < at + 27 + header[26]:
             break
-        flags, (stream, number) = page[5], struct.unpack("<II", page[14:22])
+        flags, stream, number, segments = OGG_PAGE.unpack(header)
         if number != last_page.get(stream, number - 1) + 1:
             raise ValueError(f"damaged: Ogg page {last_page[stream] + 1} is missing; fetch it again")
         last_page[stream] = number
-        start += 27 + page[26] + sum(page[27 : 27 + page[26]])
+        if len(last_page) > MOST_CHUNKS:
+            raise ValueError(f"damaged: more than {MOST_CHUNKS} Ogg streams; fetch it again")
+        page_bytes = 27 + segments + sum(block[at + 27 : at + 27 + segments])
+        start, at = start + page_bytes, at + page_bytes
     if start != size:
         raise ValueError(f"truncated: its last Ogg page is cut, at byte {size}; fetch it again")
     if not flags & 4:
@@ -245,7 +280,9 @@ def _check_ogg(file: BinaryIO, size: int, head: bytes) -> None:
 def _check_mp4(file: BinaryIO, size: int, head: bytes) -> None:
     """Walk the boxes: ISO/IEC 14496-12, section 4.2."""
     start, kinds = 0, set()
-    while start + 8 <= size:
+    for _ in _steps(MOST_BOXES, "boxes"):
+        if start + 8 > size:
+            break
         file.seek(start)
         length, kind, long_length = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
         kinds.add(kind)

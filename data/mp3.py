@@ -9,7 +9,7 @@ Frame layout: ISO/IEC 11172-3, section 2.4; the length headers are LAME's (Xing,
 """
 
 import struct
-from functools import lru_cache
+from typing import BinaryIO
 
 # kbit/s of layer III by bit rate index; index 0 is a "free" rate and 15 is forbidden: neither is read here
 BIT_RATES_MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
@@ -18,6 +18,7 @@ SAMPLE_RATES_MPEG1 = (44100, 48000, 32000)  # Hz; halved for MPEG 2, quartered f
 
 SAME_STREAM = 0xFFFE0C00  # the header's sync, version, layer and sample rate, which never change within a file
 SEARCHED_BYTES = 65536  # where the first frame is looked for behind a tag, and further frames behind the last
+READ_BYTES = 2**20  # at once; at least a frame, of up to 2881 bytes
 
 
 def id3_bytes(head: bytes) -> int:
@@ -34,34 +35,39 @@ def starts_like_mpeg(head: bytes) -> bool:
     return len(head) >= 2 and head[0] == 0xFF and head[1] >= 0xE0
 
 
-def complete_mp3(data: bytes) -> tuple[bytes, int, int]:
+def complete_mp3(file: BinaryIO, size: int) -> tuple[bytes, int, int]:
     """Find what to give the decoder so that it need not guess an mp3's length.
 
-    data: the file without its ID3v2 tag.
+    file: without its ID3v2 tag, of `size` bytes.
     Returns: a header that counts the frames, and where these begin and end: tags and padding are left out.
     Raises: ValueError if frames are missing, cut or damaged, or if this is no mp3.
     """
+    data = _part(file, 0)
     first = _find_frames(data, 0)
     if first is None:
         raise ValueError("looks like mp3, but has no two MPEG layer III frames in a row; convert it to wav or flac")
     length = _frame_bytes(data[first : first + 4])
-    end, frames = _walk(data, first)
-    promised = _promised_frames(data[first : first + length])
+    header = data[first : first + length]
+    end, frames = _walk(file, first, header)
+    promised = _promised_frames(header)
     if promised is None:
-        _check_end(data, end, first)
+        _check_end(file, size, end, header)
         if end - first == frames * length:  # all of one size: the guess is right
             return b"", first, end
-        return _length_header(data[first : first + 4], frames), first, end
+        return _length_header(header[:4], frames), first, end
     if frames - 1 < promised:  # the header's own frame is silent and not counted
         raise ValueError(f"truncated or damaged: {frames - 1} of the {promised} frames its header promises; fetch it again")
-    _check_end(data, end, first)
-    header = data[first : first + length]
+    _check_end(file, size, end, header)
     if frames - 1 == promised and b"VBRI" not in header:
         return _with_size(header, end - first), first + length, end
     return _length_header(header[:4], frames - 1), first + length, end
 
 
-@lru_cache(maxsize=256)
+def _part(file: BinaryIO, start: int) -> bytes:
+    file.seek(start)
+    return file.read(READ_BYTES)
+
+
 def _frame_bytes(header: bytes) -> int:
     """Length of a frame in bytes from its first four, or 0 if these are no layer III header."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:  # sync; layer III
@@ -93,28 +99,38 @@ def _find_frames(data: bytes, start: int, stream: int | None = None) -> int | No
     return None
 
 
-def _walk(data: bytes, start: int) -> tuple[int, int]:
-    """Step from frame to frame. Returns: the end of the last whole frame, and how many there are."""
-    stream, frames, size = _stream(data[start : start + 4]), 0, len(data)
+def _walk(file: BinaryIO, start: int, header: bytes) -> tuple[int, int]:
+    """Step from frame to frame, fast: a hundred megabytes may hold millions.
+
+    start, header: of the first frame.
+    Returns: the end of the last whole frame, and how many there are.
+    """
+    headers = [bytes((0xFF, header[1], third, 0)) for third in range(256)]  # within a stream, the third byte tells the length
+    lengths = [_frame_bytes(other) if _stream(other) == _stream(header[:4]) else 0 for other in headers]
+    second, frames = header[1] & 0xFE, 0
     while True:
-        header = data[start : start + 4]
-        length = _frame_bytes(header)
-        if not length or start + length > size or _stream(header) != stream:
+        block, at = _part(file, start), 0
+        while at + 4 <= len(block):
+            length = lengths[block[at + 2]] if block[at] == 0xFF and block[at + 1] & 0xFE == second else 0
+            if not length or at + length > len(block):
+                break
+            at += length
+            frames += 1
+        if not at:
             return start, frames
-        start += length
-        frames += 1
+        start += at
 
 
-def _check_end(data: bytes, end: int, first: int) -> None:
+def _check_end(file: BinaryIO, size: int, end: int, first: bytes) -> None:
     """Behind the last whole frame a tag or padding may follow, but neither part of a frame nor further frames."""
-    rest = data[end : end + 4]
-    stream = _stream(data[first : first + 4])
+    data = _part(file, end)
+    rest, stream = data[:4], _stream(first[:4])
     length = _frame_bytes(rest)
     if length and _stream(rest) == stream:
-        raise ValueError(f"truncated: its last frame has {len(data) - end} of {length} bytes; fetch it again")
-    if 0 < len(rest) < 4 and rest == data[first : first + len(rest)]:
+        raise ValueError(f"truncated: its last frame has {size - end} of {length} bytes; fetch it again")
+    if 0 < len(rest) < 4 and rest == first[: len(rest)]:
         raise ValueError(f"truncated: its last frame has {len(rest)} bytes; fetch it again")
-    if _find_frames(data, end, stream) is not None:
+    if _find_frames(data, 0, stream) is not None:
         raise ValueError(f"damaged: no mp3 frame at byte {end} (tag not counted), but more behind it; fetch it again")
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from asr.quantization import release_memory
 from asr.recognizer import Recognizer
 from asr.transcript import Transcript
 from config import ServerConfig
@@ -28,6 +29,7 @@ READERS = 4  # threads: what PyAV reads is decoded to its end before its first p
 AHEAD = 4  # pieces of a job that are read before the network is ready for them
 UNFINISHED = 16  # and that are read and not decoded: a slow decoder, too, makes a job wait rather than memory grow
 BATCH_SECONDS = 40.0  # heard at once at most, padding included, so that nobody waits long for a batch that has begun
+IDLE_SECONDS = 0.5  # without work, after which the system gets back the memory that the last of it took
 MOST_PADDING = 0.5  # share of a piece, beside a longer one
 
 
@@ -160,7 +162,11 @@ class Batcher:
         """The network's thread."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._any_waiting() or (self._closed and not self._jobs))
+                wanted = self._changed.wait_for(self._is_wanted, timeout=IDLE_SECONDS)
+            if not wanted:
+                release_memory()
+            with self._changed:
+                self._changed.wait_for(self._is_wanted)
                 if not self._any_waiting():
                     return
                 patience = min(job.waiting[0].since for job in self._jobs if job.waiting) + self._patience - time.monotonic()
@@ -169,6 +175,9 @@ class Batcher:
             if batch:
                 self._hear(batch)
             del batch  # or it is kept until the next
+
+    def _is_wanted(self) -> bool:
+        return self._any_waiting() or (self._closed and not self._jobs)
 
     def _any_waiting(self) -> bool:
         return any(job.waiting for job in self._jobs)

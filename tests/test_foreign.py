@@ -1,10 +1,15 @@
 """What PyAV reads and libsndfile does not: it is a recording like any other, and opens nothing but itself."""
 
+import errno
+import gc
 import io
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +57,13 @@ def made(container: str, codec: str, channels: list[np.ndarray], rate: int = RAT
                 output.mux(stream.encode(part))
             output.mux(stream.encode(None))
     return file.getvalue()
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have the bytes counted that are written to temporary files."""
+    written: list[int] = []
+    monkeypatch.setattr(foreign.TemporaryFile, "append", lambda file, content: written.append(file.write(content)))
+    return written
 
 
 def fault(data: bytes) -> str:
@@ -157,11 +169,125 @@ def test_years_of_silence_in_a_small_file(monkeypatch):
     recording = made("matroska", "flac", [beep()])
     assert len(load_audio(io.BytesIO(recording), RATE)) == 2 * RATE
     assert len(list(audio_blocks(io.BytesIO(recording), RATE, longest=2.0))) == 1
-    written = []
-    monkeypatch.setattr(foreign.TemporaryFile, "append", lambda file, content: written.append(file.write(content)))
+    written = counted(monkeypatch)
     with pytest.raises(TooLong, match=r"^audio: longer than 0\.5 s: cut it into parts$"):
         next(audio_blocks(io.BytesIO(recording), RATE, longest=0.5))
+    assert not written, "its header says so"
+    unsaid = made("adts", "aac", [beep()])
+    with pytest.raises(TooLong, match=r"^audio: longer than 0\.5 s: cut it into parts$"):
+        next(audio_blocks(io.BytesIO(unsaid), RATE, longest=0.5))
     assert 0 < sum(written) < 4 * RATE, "no more is decoded, nor written to the disk, than is needed to know"
+
+
+def test_no_more_is_written_than_a_recognizer_hears(monkeypatch):
+    written = counted(monkeypatch)
+    for container, codec, rate in (("matroska", "flac", 96000), ("mov", "pcm_s16le", 384000), ("matroska", "flac", 384000)):
+        data = made(container, codec, [beep(rate=rate)], rate)
+        written.clear()
+        assert rate_and_channels(io.BytesIO(data)) == (48000, 1)
+        assert sum(written) == pytest.approx(4 * 48000 * 2, rel=0.01)
+        assert audio_duration(io.BytesIO(data)) == pytest.approx(2.0, abs=0.001)
+        wave = load_audio(io.BytesIO(data), RATE)
+        np.testing.assert_allclose(wave[200:-200], beep()[200 : len(wave) - 200], atol=2e-3)
+        middle = load_audio(io.BytesIO(data), RATE, offset=0.5, duration=0.5)
+        np.testing.assert_allclose(middle[200:-200], wave[8200:15800], atol=2e-3)
+
+
+@pytest.mark.parametrize("rate", [900, 800000])
+def test_a_rate_no_recorder_has(rate, monkeypatch):
+    written = counted(monkeypatch)
+    assert f"damaged: its header says {rate} Hz" in fault(made("mov", "pcm_s16le", [beep(rate=rate)], rate))
+    assert not written, "its own rate is looked at, not that of what would be written"
+
+
+class Gone(Exception):
+    """Nobody wants the recording any more."""
+
+
+class Leaving(io.FileIO):
+    """An upload whose client leaves after having been asked a few times: what that does is another's to say."""
+
+    def __init__(self, path: Path, patience: int, leave: Callable[["Leaving"], None]) -> None:
+        super().__init__(str(path), "rb")
+        self.patience, self.leave = patience, leave
+
+    def read(self, size: int = -1) -> bytes:
+        self.patience -= 1
+        if self.patience < 0:
+            self.leave(self)
+        return super().read(size)
+
+
+def leave(file: Leaving) -> None:
+    raise Gone
+
+
+@pytest.mark.parametrize("patience", [0, 1, 2, 5, 20])
+@pytest.mark.parametrize(("container", "codec", "rate"), [("matroska", "flac", 16000), ("adts", "aac", 44100)])
+def test_whoever_opened_a_recording_can_stop_its_decoding(container, codec, rate, patience, tmp_path, monkeypatch, capfd):
+    path = tmp_path / "upload"
+    path.write_bytes(made(container, codec, [np.zeros(rate * 60, np.float32)], rate))
+    descriptors = set(os.listdir("/proc/self/fd"))
+    for how, error in ((leave, Gone), (io.FileIO.close, ValueError)):
+        with monkeypatch.context() as patch:
+            written = counted(patch)
+            with Leaving(path, patience, how) as file, pytest.raises(error) as caught:
+                next(audio_blocks(file, RATE))
+            assert sum(written) < 4 * rate * 10, "of a minute"
+        if error is ValueError:
+            assert str(caught.value).startswith(f"{path}: ") and "closed file" in str(caught.value)
+        del caught
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert capfd.readouterr() == ("", "")
+    with open(path, "rb", buffering=0) as file:
+        assert audio_duration(file) == pytest.approx(60, abs=0.1), "nothing of it stays in PyAV for the next"
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), FORMATS)
+def test_a_fault_of_the_disk_comes_out_of_ffmpeg(container, codec, rate, capfd):
+    """Which takes it for the end of the file, or asks again."""
+
+    class Broken(io.BytesIO):
+        left = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.EIO, "broken", str(self.left))
+            return super().read(size)
+
+    data = made(container, codec, [beep(4.0, rate)], rate)
+    for reads in (0, 1, 2, 3, 5):
+        file = Broken(data)
+        file.left = reads
+        with foreign.TemporaryFile() as samples:
+            try:
+                foreign.decode(file, samples, ValueError("reason"), io.BytesIO())
+            except OSError as error:
+                assert error.filename == "-1", "the first of them"
+            else:
+                assert file.left >= 0, "a fault was lost"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_full_disk_is_told_by_its_folder(tmp_path):
+    """And leaves nothing there, nor open."""
+    path, folder = tmp_path / "long.mkv", tmp_path / "temporary"
+    path.write_bytes(made("matroska", "flac", [np.zeros(RATE * 30, np.float32)]))
+    folder.mkdir()
+    code = (
+        "import os, resource, av\n"
+        "from data.audio import load_audio\n"
+        "before = os.listdir('/proc/self/fd')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+        f"try: load_audio({str(path)!r}, 16000)\n"
+        "except OSError as error: print(error.filename)\n"
+        "print(os.listdir('/proc/self/fd') == before, os.listdir(os.environ['TMPDIR']))\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{folder}\nTrue []\n", "")
 
 
 def test_nothing_else_is_opened(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 import numpy as np
+import pytest
 from beeps import ROOT
 
 from data import random_access
@@ -64,6 +65,21 @@ def test_a_temporary_file_has_no_name(monkeypatch, tmp_path):
         file.append(DATA)
         assert list(tmp_path.iterdir()) == []
         assert os.fstat(file.fileno()).st_size == 5000
+
+
+def test_a_fault_of_what_is_kept_leaves_nothing_open(monkeypatch):
+    class Broken(Trickle):
+        def read(self, size: int = -1) -> bytes:
+            if len(self.left) < 1000:
+                raise InterruptedError("gone")
+            return super().read(size)
+
+    for small in (10000, 100):
+        monkeypatch.setattr(random_access, "SMALL_BYTES", small)
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(InterruptedError, match="gone"):
+            spooled(Broken(DATA))
+        assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_full_disk_is_told_by_its_folder(tmp_path):
