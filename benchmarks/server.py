@@ -229,7 +229,7 @@ def throughput(model: Path, requests: list[bytes], args: argparse.Namespace) -> 
 
 
 def memory(model: Path, requests: list[bytes], args: argparse.Namespace) -> None:
-    """Under one load without a pause: the most that the server has during each thousand requests, and what it has behind all."""
+    """Under one load without a pause: the most that the server has in each thousand requests, and what it has behind all."""
     with served(model, *args.flag) as (*address, process):
         texts = alone(tuple(address), requests)
         load = Load(tuple(address), requests, texts, args.clients, 10**6, args.requests)
