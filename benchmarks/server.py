@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))  # also when run as a file of this folder
 WAIT = 300.0  # seconds for an answer
 SUFFIXES = (".wav", ".flac")
 PROCESSES = 2  # of clients
-UNFINISHED = {"bytes", "truncated", "damaged", "chunks"}  # nonsense whose sender says that there is no more to come
+UNFINISHED = {"bytes", "truncated", "damaged", "chunks", "socket"}  # nonsense whose sender says that there is no more to come
 # What --fuzz puts in the place of what belongs there.
 METHODS = [b"PUT", b"GET", b"DELETE", b"BREW", b"OPTIONS", b"HEAD", b"post", b""]
 FORM = b"multipart/form-data; boundary="
@@ -53,6 +53,7 @@ VALUES = [
     b"1e9",
     b"      7",
     b"9" * 5000,
+    b"0" * 8 + b"1" + b"9" * 5000,
     b"\xff\xfe",
     "١٢".encode(),
     b"../../etc/passwd",
@@ -62,6 +63,9 @@ VALUES = [
 LINES = [b"Host: [::1\r\n", b"Content-Length: 7\r\n", b"X: " + b"y" * 70000 + b"\r\n", b"Expect: magic\r\n", b"\0: \r\n"]
 SIZES = [b"10", b"-1", b"zz", b"f" * 20, b"5;" + b"e" * 20000]
 PATHS = [b"/page/..%2f..%2fserver.py", b"/%00", b"/v1/models/%ff", b"//", b"/page/" + b"a" * 9000, b"/stream"]
+UPGRADE = b"GET /stream HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+UPGRADE += b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+MESSAGES = [b'{"rate": 16000}', b'{"rate": 1e9}', b'{"eof": 1}', b"[" * 4000, b"\xff", b"", b"{}", b'{"key": []}']
 PATHS += [b"/v1/audio/transcriptions", b"/transcribe?" + b"q" * 9000, b"*", b"http://[::1/transcribe"]
 
 
@@ -282,7 +286,16 @@ def nonsense(rng: random.Random, requests: list[bytes], broken: list[bytes]) -> 
         "chunks": re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", head) + b"\r\n\r\n" + size + b"\r\n" + noise,
         "path": whole.replace(b"POST /transcribe", rng.choice([b"GET ", b"POST "]) + path, 1),
     }
+    ways["socket"] = UPGRADE + b"".join(frame(rng, noise) for _ in range(rng.randrange(1, 6)))
     return rng.choice(list(ways.items()))
+
+
+def frame(rng: random.Random, noise: bytes) -> bytes:
+    """A WebSocket's, of any kind, masked by zeros; at times it says that it is longer than it is."""
+    content = rng.choice([noise, noise, rng.choice(MESSAGES)])[: rng.choice([125, 2**15])]
+    size = len(content) + (rng.randrange(9) if rng.random() < 0.1 else 0)
+    length = struct.pack("!B", 0x80 | size) if size < 126 else struct.pack("!BH", 0x80 | 126, size)
+    return bytes([rng.choice([0x81, 0x82, 0x82, 0x82, 0x88, 0x89, 0x8A, 0x01, 0x80, 0xF3])]) + length + bytes(4) + content
 
 
 def throw(address: tuple, request: bytes, ends: bool, rng: random.Random) -> str:
@@ -292,6 +305,10 @@ def throw(address: tuple, request: bytes, ends: bool, rng: random.Random) -> str
     """
     with socket.create_connection(address, timeout=60) as connection:
         try:
+            if request.startswith(UPGRADE):
+                connection.sendall(UPGRADE)
+                connection.recv(4096)
+                request = request[len(UPGRADE) :]
             if slow := rng.random() < 0.05:  # slowly, and not to the end
                 for byte in request[: rng.randrange(1, 200)]:
                     connection.sendall(bytes([byte]))
@@ -306,7 +323,7 @@ def throw(address: tuple, request: bytes, ends: bool, rng: random.Random) -> str
             answer = connection.recv(12)
         except OSError as error:
             return type(error).__name__
-        return answer[9:12].decode("latin-1") or "nothing"
+        return answer[9:12].decode("latin-1") if answer.startswith(b"HTTP") else "frames" if answer else "nothing"
 
 
 def fuzz(model: Path, requests: list[bytes], args: argparse.Namespace) -> None:
