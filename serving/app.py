@@ -91,6 +91,7 @@ async def _info(request: Request) -> Response:
             "model": recognizer.name,
             "streaming": service.follows_streams,
             "sample_rate": recognizer.audio.sample_rate,
+            "spaced": service.spaced,
             "language_model": recognizer.decoder.model is not None,
             "decoder": recognizer.config.decoder,
             "beam_width": recognizer.config.beam_width,

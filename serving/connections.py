@@ -8,6 +8,8 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode
+from websockets.protocol import State
 
 HEADER_SECONDS = 20.0  # a client has for its request line and headers, or to begin a WebSocket
 UNWANTED_SECONDS = 5.0  # for the rest of a body, once the answer is given: so long because who is cut off may not read it
@@ -139,7 +141,8 @@ class SocketConnection(_Watched, WebSocketsSansIOProtocol):
             try:
                 b"".join(self.frames).decode()
             except UnicodeDecodeError:  # of which uvicorn would log a traceback
-                self.conn.send_close(1007)
-                self.handle_parser_exception()
+                if self.conn.state is State.OPEN:  # and not ended by what came behind it
+                    self.conn.send_close(CloseCode.INVALID_DATA)
+                    self.handle_parser_exception()
                 return
         super().send_receive_event_to_app()

@@ -17,7 +17,7 @@ import serving.gate
 
 KEY = base64.b64encode(bytes(16)).decode()
 HANDSHAKE = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}"]
-PING, TEXT, BINARY = 0x9, 0x1, 0x2
+PING, CLOSE, TEXT, BINARY = 0x9, 0x8, 0x1, 0x2
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +177,13 @@ def test_half_a_handshake_is_not_waited_for(ear, impatient):
         assert received(connection) == b""
 
 
-def test_invalid_utf8_is_nothing_to_write_down(streaming, capfd):
+@pytest.mark.parametrize("more", [b"", frame(TEXT, b"\xff"), frame(CLOSE, struct.pack("!H", 1000))], ids=["", "more", "close"])
+def test_invalid_utf8_is_nothing_to_write_down(streaming, capfd, more):
     with in_thread(streaming) as server, server.connected() as connection:
         begin(connection)
-        connection.sendall(frame(TEXT, b"\xff\xfe"))
-        assert received(connection) == b"\x88\x02" + struct.pack("!H", 1007)
+        connection.sendall(frame(TEXT, b"\xff\xfe") + more)
+        code = 1000 if more.startswith(b"\x88") else 1007
+        assert received(connection) == b"\x88\x02" + struct.pack("!H", code)
         until(lambda: open_connections(server) == 0)
     assert capfd.readouterr().err == ""
 

@@ -1,17 +1,25 @@
 // The microphone as 16-bit samples at the model's rate, and as a WAV file that every server reads.
 
-// A microphone that cannot be opened, by the key of what the page says about it.
-export class MicrophoneError extends Error {
-  constructor(key, values = {}) {
-    super(key);
-    this.key = key;
-    this.values = values;
-  }
-}
+import { PageError } from "./texts.js";
 
 // Samples arrive at `onSamples(Int16Array)` until stop(); `onEnd()` is called when the microphone is taken away.
-export async function openMicrophone(rate, onSamples, onEnd) {
-  if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) throw new MicrophoneError("insecure");
+// The browser's question cannot be taken back: after `signal` gave up waiting, a microphone allowed later is released at once.
+export function openMicrophone(rate, onSamples, onEnd, signal) {
+  const opening = open(rate, onSamples, onEnd);
+  const givenUp = new Promise((_none, reject) => {
+    signal.onabort = () => {
+      reject(new PageError("cancelled"));
+      opening.then(
+        (microphone) => microphone.stop(),
+        () => {},
+      );
+    };
+  });
+  return Promise.race([opening, givenUp]);
+}
+
+async function open(rate, onSamples, onEnd) {
+  if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) throw new PageError("insecure");
   const stream = await askForMicrophone();
   stream.getAudioTracks()[0].onended = onEnd;
   let source = null;
@@ -20,8 +28,8 @@ export async function openMicrophone(rate, onSamples, onEnd) {
     return { stop: receive(await collect(source), rate, stream, onSamples) };
   } catch (error) {
     release(stream, source?.context);
-    if (error.name === "AbortError") throw new MicrophoneError("unreachable"); // collector.js could not be fetched
-    throw new MicrophoneError("microphoneFailed", { reason: error.message });
+    if (error.name === "AbortError") throw new PageError("unreachable"); // collector.js could not be fetched
+    throw new PageError("microphoneFailed", { reason: error.message });
   }
 }
 
@@ -36,9 +44,9 @@ async function askForMicrophone() {
   try {
     return await navigator.mediaDevices.getUserMedia({ audio: wanted });
   } catch (error) {
-    if (error.name === "NotAllowedError") throw new MicrophoneError("refused");
-    if (error.name === "NotFoundError") throw new MicrophoneError("noMicrophone");
-    throw new MicrophoneError("microphoneFailed", { reason: error.message });
+    if (error.name === "NotAllowedError") throw new PageError("refused");
+    if (error.name === "NotFoundError") throw new PageError("noMicrophone");
+    throw new PageError("microphoneFailed", { reason: error.message });
   }
 }
 

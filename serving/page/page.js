@@ -1,86 +1,133 @@
 // The page's story: a recording comes in, goes to the server, and its transcript is shown, heard and saved.
 
-import { MicrophoneError, openMicrophone, wavFile } from "./microphone.js";
-import { decode, monoSamples, Player } from "./player.js";
-import { Cancelled, info, LiveStream, ServerError, transcribe } from "./server.js";
-import { firstLanguage, keepLanguage, speak, text } from "./texts.js";
+import { openMicrophone, wavFile } from "./microphone.js";
+import { decode, Player } from "./player.js";
+import { info, LiveStream, transcribe } from "./server.js";
+import { keep, kept } from "./storage.js";
+import { firstLanguage, keepLanguage, PageError, speak, text } from "./texts.js";
 import { Timeline } from "./timeline.js";
 import { showBest, subtitles, Transcript } from "./transcript.js";
 
 const at = (id) => document.getElementById(id);
 const KEY = "api-key";
+const WORTH_KEEPING = 3; // seconds of live sound of which the server said nothing
 
 let about = { sample_rate: 16000, streaming: true }; // what /info said
-let last = null; // { blob, name } sent last, for "again"
-let shown = null; // { name, text, texts, words, segments, duration } on the page
-let cancel = null; // ends what is under way
-let recording = null; // { stop } while the microphone is open
+let shown = null; // { name, blob, note, text, texts, words, cues, duration } on the page
 
 const player = new Player(showPlaying);
 const timeline = new Timeline(at("timeline"), (seconds) => seek(seconds), hear);
 const transcript = new Transcript(at("words"), at("detail"), hear);
 
-// What is said besides the transcript
+// What is under way. `state` is idle, opening, recording, sending or finishing; nothing begins unless it is idle. `doing` says
+// it, as a text's key and values; `fraction` of it is done, unknown if missing; end() stops or cancels it.
+let now = { state: "idle", doing: null, fraction: null, end: null };
 
-function fail(message) {
-  at("error").textContent = message;
+function enter(state, { doing = null, fraction = null, end = null } = {}) {
+  now = { state, doing, fraction, end };
+  if (doing) say("status", ...doing);
+  render();
+}
+
+function render() {
+  const idle = now.state === "idle";
+  const recording = now.state === "recording";
+  const working = !idle && !recording;
+  // not `disabled`, which would take the focus from who pressed one of them
+  for (const id of ["choose", "live", "again"]) at(id).setAttribute("aria-disabled", !idle);
+  at("record").setAttribute("aria-disabled", working);
+  at("record-text").textContent = text(recording ? "stop" : "record");
+  at("drop").classList.toggle("is-recording", recording);
+  at("recording").hidden = at("listening").hidden = !recording;
+  if (!working && at("work").contains(document.activeElement)) at("choose").focus();
+  at("work").hidden = !working;
+  at("cancel").hidden = !now.end;
+  if (working) say("work-text", ...now.doing);
+  if (now.fraction === null) at("progress").removeAttribute("value");
+  else at("progress").value = 100 * now.fraction;
+  const live = at("live").checked;
+  at("decoding").disabled = live;
+  for (const id of ["beam-width", "top-paths", "hotwords"]) at(id).disabled = at("decoder").value === "greedy";
+  say("decoding-hint", live ? "decodingLive" : "");
+  say("live-hint", !live ? "" : about.streaming ? "liveStreaming" : "livePauses");
+}
+
+// The one way in for all that takes time: `work` may change the state as it goes on, and throw.
+async function run(work) {
+  if (now.state !== "idle") return;
+  say("error");
+  say("status");
+  try {
+    await work();
+  } catch (error) {
+    explain(error);
+  } finally {
+    enter("idle");
+  }
+}
+
+// What is said besides the transcript: a text's key and values by the element that shows it, to be said again in another language.
+const said = new Map();
+
+function say(id, key = "", values = {}) {
+  said.set(id, [key, values]);
+  const sentence = key && text(key, values);
+  if (at(id).textContent !== sentence) at(id).textContent = sentence; // or it would be read out again
 }
 
 function explain(error) {
-  if (error instanceof Cancelled) return at("status").replaceChildren(text("cancelled"));
-  if (error instanceof MicrophoneError) return fail(text(error.key, error.values));
-  if (!(error instanceof ServerError)) {
-    fail(String(error));
-    throw error;
-  }
-  if (error.status === 401) at("options").open = true;
-  if (error.status === 401) fail(text("keyNeeded"));
-  else if (error.message) fail(text("serverSays") + error.message);
-  else if (error.status === 0) fail(text("unreachable"));
-  else fail(error.status < 300 ? text("badAnswer") : text("serverError", { status: error.status }));
-}
-
-// `fraction` of the work done, or null where nobody knows.
-function showWork(message, fraction, cancellation) {
-  cancel = cancellation;
-  at("work").hidden = false;
-  at("cancel").hidden = !cancellation;
-  at("work-text").textContent = message;
-  if (fraction === null) at("progress").removeAttribute("value");
-  else at("progress").value = 100 * fraction;
-}
-
-function busy(yes) {
-  for (const id of ["choose", "live", "again"]) at(id).disabled = yes;
-  at("record").disabled = yes && !recording;
-  if (!yes) {
-    at("work").hidden = true;
-    cancel = null;
-  }
+  const cancelled = error.key === "cancelled";
+  say("status", cancelled ? "cancelled" : "");
+  if (cancelled) return;
+  if (["keyNeeded", "keyRefused", "badKey", "badOptions"].includes(error.key)) at("options").open = true;
+  if (error instanceof PageError) return say("error", error.key, error.values);
+  say("error", "unexpected", { reason: error.message });
+  throw error;
 }
 
 // The server's side
 
+function typedKey() {
+  const key = at("key").value.trim();
+  if (/[^\x21-\x7e]/.test(key)) throw new PageError("badKey"); // a header could not carry it
+  if (!key && about.key_needed) throw new PageError("keyNeeded");
+  return key;
+}
+
 async function askInfo() {
+  const key = typedKey();
+  const answer = await info(key);
+  if (answer.model && !about.model) suggestOptions(answer);
+  about = { ...about, ...answer };
+  at("model").textContent = about.model ?? "";
+  render();
+  if (answer.model || !answer.key_needed) return;
+  at("options").open = true;
+  if (key) throw new PageError("keyRefused");
+}
+
+function suggestOptions({ decoder, language_model, beam_width, top_paths }) {
+  at("decoder").value = decoder ?? (language_model ? "beam" : "greedy");
+  at("beam-width").value = beam_width ?? at("beam-width").value;
+  at("top-paths").value = top_paths ?? at("top-paths").value;
+}
+
+async function takeKey() {
+  say("error");
   try {
-    about = { ...about, ...(await info(at("key").value)) };
-    at("model").textContent = about.model ?? "";
-    at("decoder").value = about.decoder ?? (about.language_model ? "beam" : "greedy");
-    if (about.key_needed && !at("key").value) at("options").open = true;
-    fail("");
+    keep("sessionStorage", KEY, typedKey());
+    await askInfo();
   } catch (error) {
     explain(error);
   }
-  showOptions();
-}
-
-function showOptions() {
-  const greedy = at("decoder").value === "greedy";
-  for (const id of ["beam-width", "top-paths", "hotwords"]) at(id).disabled = greedy;
-  at("live-hint").textContent = at("live").checked ? text(about.streaming ? "liveStreaming" : "livePauses") : "";
 }
 
 function chosenOptions() {
+  if (!at("options-form").checkValidity()) {
+    at("options").open = true;
+    at("options-form").reportValidity();
+    throw new PageError("badOptions");
+  }
   const fields = { words: "true", decoder: at("decoder").value };
   if (fields.decoder === "beam") {
     fields.beam_width = at("beam-width").value;
@@ -90,77 +137,81 @@ function chosenOptions() {
   return fields;
 }
 
-async function send(blob, name) {
-  fail("");
-  at("status").textContent = "";
+// `note` is the key of what is to be told with the result.
+async function send(file, name, note = "") {
   const limit = about.max_upload_mb;
-  if (limit && blob.size > limit * 2 ** 20) {
-    return fail(text("tooLarge", { name, size: (blob.size / 2 ** 20).toFixed(1), limit }));
-  }
-  if (!at("options-form").checkValidity()) {
-    at("options").open = true;
-    at("options-form").reportValidity();
-    return fail(text("badOptions"));
-  }
-  last = { blob, name };
-  busy(true);
-  const request = transcribe(blob, name, chosenOptions(), at("key").value, (sent) =>
-    sent < 1 ? showWork(text("uploading", { name }), sent, request.cancel) : showWork(text("transcribing", { name }), null, request.cancel),
-  );
-  showWork(text("uploading", { name }), 0, request.cancel);
-  at("status").textContent = text("transcribing", { name });
+  if (limit && file.size > limit * 2 ** 20) throw new PageError("tooLarge", { name, size: (file.size / 2 ** 20).toFixed(1), limit });
+  const fields = chosenOptions();
+  const key = typedKey();
+  const cancellation = new AbortController();
+  const end = () => cancellation.abort();
+  const tell = (fraction) =>
+    enter("sending", fraction < 1 ? { doing: ["uploading", { name }], fraction, end } : { doing: ["transcribing", { name }], end });
+  tell(0);
   try {
-    const [answer, buffer] = await Promise.all([request.answer, decode(blob, about.sample_rate)]);
-    at("live-result").hidden = true;
-    const texts = answer.transcription[0];
-    show({ name, text: texts[0], texts, words: answer.words ?? [], segments: answer.segments ?? [], duration: answer.duration }, buffer);
-  } catch (error) {
-    explain(error);
+    const bytes = await content(file, name);
+    const blob = new Blob([bytes]); // for Again: the file may change on the disk
+    const answer = transcribe(blob, name, fields, key, tell, cancellation.signal);
+    const [found, buffer] = await Promise.all([answer, decode(bytes, about.sample_rate)]);
+    await show({ name, blob, note, text: found.texts[0], ...found }, buffer);
   } finally {
-    busy(false);
+    end();
+  }
+}
+
+async function content(file, name) {
+  try {
+    return await file.arrayBuffer();
+  } catch {
+    throw new PageError("unreadable", { name });
   }
 }
 
 // The result
 
-function show(result, buffer) {
+async function show(result, buffer) {
   shown = result;
   shown.duration ??= buffer?.duration;
+  at("live-result").hidden = true;
   at("result").hidden = false;
   const timed = result.words.length > 0;
   at("text").hidden = timed;
-  showSource();
   for (const id of ["words", "detail", "legend"]) at(id).hidden = !timed;
-  for (const id of ["copy", "save-text", "save-srt"]) at(id).disabled = !result.text;
-  transcript.show(result.words, result.text);
+  for (const id of ["copy", "save-text"]) at(id).disabled = !result.text;
+  at("save-srt").disabled = !result.cues.length;
+  transcript.show(result.words, result.text, Boolean(buffer));
+  say("words-hint", buffer ? "wordsHint" : "");
   at("best").hidden = result.texts.length < 2;
   showBest(at("hypotheses"), result.texts);
   at("listen").hidden = !buffer;
   at("unheard").hidden = Boolean(buffer);
-  player.stop();
-  if (buffer) {
-    player.load(buffer);
-    at("seek").max = buffer.duration;
-    timeline.show(monoSamples(buffer), buffer.sampleRate, result.words);
-  } else timeline.clear();
+  showSource();
+  player.load(buffer);
+  if (buffer) at("seek").max = buffer.duration;
+  if (buffer) at("seek").step = buffer.duration > 60 ? 1 : 0.1; // for the arrow keys
+  await timeline.show(buffer, result.words);
   showPlaying();
-  at("status").textContent = result.text ? text("done", { text: result.text }) : text("nothing");
+  const count = result.words.length || result.text.split(/\s+/).filter(Boolean).length;
+  say("status", count > 1 ? "done" : count ? "doneOne" : "nothing", { count });
+  if (!document.activeElement?.closest("#options, .language")) at("result-heading").focus(); // who is there is not waiting
 }
 
 function showSource() {
-  const { name, duration } = shown;
-  at("source").textContent = duration === undefined ? name : text("source", { name, seconds: duration.toFixed(1) });
+  const { name, duration, note } = shown;
+  const source = duration === undefined ? name : text("source", { name, seconds: duration.toFixed(1) });
+  at("source").textContent = note ? `${source} · ${text(note)}` : source;
   at("text").textContent = shown.text || text("nothing");
 }
 
 function hear(index) {
   const word = shown.words[index];
-  if (player.buffer && !at("listen").hidden) player.play(word.start, word.end);
+  if (player.buffer) player.play(word.start, word.end);
 }
 
 function seek(seconds) {
-  player.seek(seconds);
+  player.seek(Math.min(seconds, player.buffer.duration));
   showPosition(false);
+  sayPosition();
 }
 
 // data-playing says in seconds what is heard, for the style sheet and whoever watches
@@ -170,6 +221,7 @@ function showPlaying() {
   if (playing) at("listen").dataset.playing = `${playing.start}-${playing.end}`;
   else delete at("listen").dataset.playing;
   followPlaying();
+  sayPosition();
 }
 
 function followPlaying() {
@@ -180,7 +232,7 @@ function followPlaying() {
 let marked = -1;
 
 function showPosition(follow) {
-  if (!player.buffer || !timeline.samples) return;
+  if (!player.buffer || !timeline.buffer) return;
   const seconds = player.position;
   at("seek").value = seconds;
   at("clock").textContent = `${seconds.toFixed(1)} / ${player.buffer.duration.toFixed(1)} s`;
@@ -190,6 +242,13 @@ function showPosition(follow) {
   marked = word;
   transcript.mark(word);
   timeline.markWord(word);
+}
+
+// Only where it jumps: nobody wants to be told all the time.
+function sayPosition() {
+  if (!player.buffer) return;
+  const values = { seconds: player.position.toFixed(1), duration: Math.round(player.buffer.duration) };
+  at("seek").setAttribute("aria-valuetext", text("positionOf", values));
 }
 
 function save(content, ending, type) {
@@ -203,91 +262,72 @@ function save(content, ending, type) {
 async function copy() {
   try {
     await navigator.clipboard.writeText(shown.text); // absent on plain http
-    at("status").textContent = text("copied");
+    say("status", "copied");
     at("copy").textContent = text("copied");
     setTimeout(() => (at("copy").textContent = text("copy")), 2000);
   } catch {
-    fail(text("copyFailed"));
+    getSelection().selectAllChildren(at(shown.words.length ? "words" : "text"));
+    say("error", "copyFailed");
   }
-}
-
-function shownSegments() {
-  if (shown.segments.length) return shown.segments;
-  return [{ start: 0, end: shown.duration ?? 0, text: shown.text }];
 }
 
 // The microphone
 
-async function toggleRecording() {
-  if (recording) return recording.stop();
-  fail("");
+async function record() {
+  const key = typedKey();
+  const rate = about.sample_rate;
+  const isLive = at("live").checked;
+  if (!isLive) chosenOptions(); // before somebody speaks in vain
+  const cancellation = new AbortController();
+  enter("opening", { doing: ["opening"], end: () => cancellation.abort() });
   player.stop();
-  const blocks = [];
   let live = null;
-  let stopped = false;
-  const stop = async () => {
-    if (stopped) return;
-    stopped = true;
-    at("record").disabled = true;
-    await microphone.stop();
-    showRecording(null);
-    if (live) return live.finish();
-    busy(false);
-    await sendRecorded(blocks);
+  let stop;
+  const stopped = new Promise((resolve) => (stop = resolve)); // with the key of why, "" for the button
+  const blocks = [];
+  let seconds = 0;
+  const take = (samples) => {
+    blocks.push(samples);
+    live?.stream.sound(samples);
+    seconds += samples.length / rate;
+    showHeard(samples, seconds);
+    if (seconds > longestRecording() - 1) stop("limit");
   };
-  at("record").disabled = true;
-  let microphone;
-  try {
-    at("status").textContent = text("opening");
-    microphone = await openMicrophone(about.sample_rate, (samples) => {
-      blocks.push(samples);
-      live?.stream.sound(samples);
-      if (recording && heard(blocks, samples)) stop();
-    }, stop);
-  } catch (error) {
-    at("record").disabled = false;
-    at("status").textContent = "";
-    return explain(error);
-  }
-  if (at("live").checked) live = startLive(blocks, stop);
-  showRecording({ stop });
+  showHeard([], 0);
+  const microphone = await openMicrophone(rate, take, () => stop("lost"), cancellation.signal);
+  if (isLive) live = startLive(rate, key, () => stop(""));
+  enter("recording", { doing: ["recording"], end: () => stop("") });
+  const note = await stopped;
+  enter("finishing", { doing: ["finishing"], end: live?.stop });
+  await microphone.stop();
+  const [file, name] = [wavFile(blocks, rate), `${text("spoken")}.wav`];
+  if (live) await finishLive(live, file, name, seconds, note);
+  else if (seconds) await send(file, name, note);
+  else throw new PageError("noSound");
 }
 
-function showRecording(state) {
-  recording = state;
-  busy(Boolean(state));
-  at("recording").hidden = !state;
-  at("drop").classList.toggle("is-recording", Boolean(state));
-  at("record-text").textContent = text(state ? "stop" : "record");
-  at("status").textContent = state ? text("recording") : "";
-  at("timer").textContent = "0:00";
+// In seconds: what the server would not take need not be recorded.
+function longestRecording() {
+  const { max_audio_seconds = Infinity, max_upload_mb = Infinity, sample_rate } = about;
+  return Math.min(max_audio_seconds, (max_upload_mb * 2 ** 20) / (2 * sample_rate));
 }
 
-// Shows time and level; true once the server would take no more.
-function heard(blocks, samples) {
-  const seconds = blocks.reduce((sum, block) => sum + block.length, 0) / about.sample_rate;
+function showHeard(samples, seconds) {
   at("timer").textContent = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
-  const power = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length / 2 ** 30;
+  const power = samples.reduce((sum, sample) => sum + sample * sample, 0) / (samples.length || 1) / 2 ** 30;
   const loudness = Math.max(0, Math.min(1, 1 + Math.log10(power + 1e-12) / 5)); // from -50 dB to full scale
   at("level").style.transform = `scaleX(${loudness})`;
-  const most = Math.min(about.max_audio_seconds ?? Infinity, ((about.max_upload_mb ?? Infinity) * 2 ** 20) / (2 * about.sample_rate));
-  return seconds > most - 1;
-}
-
-async function sendRecorded(blocks) {
-  if (!blocks.length) return fail(text("noSound"));
-  await send(wavFile(blocks, about.sample_rate), `${text("spoken")}.wav`);
 }
 
 // Live: the same sound also goes to /stream; once it has ended, the result is shown as any other.
-function startLive(blocks, stop) {
+function startLive(rate, key, onEnd) {
   const finals = [];
   at("result").hidden = true;
   at("live-result").hidden = false;
   at("finals").replaceChildren();
   at("partial").textContent = "";
-  const stream = new LiveStream(about.sample_rate, at("key").value, {
-    partial: (said) => (at("partial").textContent = said),
+  const stream = new LiveStream(rate, key, {
+    partial: (heard) => (at("partial").textContent = heard),
     final: (final) => {
       at("partial").textContent = "";
       if (!final.text) return;
@@ -296,59 +336,52 @@ function startLive(blocks, stop) {
       line.textContent = final.text;
       at("finals").append(line);
     },
-    end: async (error) => {
-      await stop();
-      busy(false);
-      if (typeof error === "string") fail(text(error));
-      else if (error) explain(error);
-      if (blocks.length) await showLive(finals, blocks);
-    },
   });
-  const finish = () => {
-    if (stream.ended) return;
-    busy(true);
-    showWork(text("finishing"), null, () => stream.end(null));
-    stream.finish();
-  };
-  return { stream, finish };
+  stream.ended.then(onEnd);
+  return { stream, finals, stop: () => stream.end(null) };
 }
 
-async function showLive(finals, blocks) {
-  const blob = wavFile(blocks, about.sample_rate);
-  const buffer = await decode(blob, about.sample_rate);
-  const whole = finals.map((final) => final.text).join(" ");
-  const name = `${text("spoken")}.wav`;
-  last = { blob, name };
-  at("live-result").hidden = true;
-  show({ name, text: whole, texts: [whole], words: finals.flatMap((final) => final.words ?? []), segments: finals }, buffer);
+async function finishLive({ stream, finals }, blob, name, seconds, note) {
+  stream.finish();
+  const error = await stream.ended;
+  if (!seconds || (error && !finals.length && seconds < WORTH_KEEPING)) {
+    at("live-result").hidden = true;
+    at("result").hidden = !shown;
+    throw error ?? new PageError("noSound");
+  }
+  const buffer = await decode(await blob.arrayBuffer(), about.sample_rate);
+  const whole = finals.map((final) => final.text).join(about.spaced === false ? "" : " ");
+  const [words, cues] = [finals.flatMap((final) => final.words), finals.flatMap((final) => final.cues)];
+  await show({ name, blob, note, text: whole, texts: [whole], words, cues }, buffer);
+  if (error) throw error;
 }
 
 // Everything that can be done
 
 function listen() {
-  at("choose").onclick = () => at("file").click();
+  const idle = () => now.state === "idle";
+  at("choose").onclick = () => idle() && at("file").click();
   at("file").onchange = ({ target }) => {
     const [file] = target.files;
     target.value = ""; // so that the same file can be chosen again
-    if (file) send(file, file.name);
+    if (file) run(() => send(file, file.name));
   };
-  at("record").onclick = toggleRecording;
-  at("live").onchange = showOptions;
-  at("decoder").onchange = showOptions;
+  at("record").onclick = () => (now.state === "recording" ? now.end() : run(record));
+  at("live").onclick = (event) => idle() || event.preventDefault();
+  at("live").onchange = render;
+  at("decoder").onchange = render;
   at("options-form").onsubmit = (event) => event.preventDefault();
-  at("key").onchange = ({ target }) => {
-    sessionStorage.setItem(KEY, target.value);
-    askInfo();
-  };
-  at("cancel").onclick = () => cancel?.();
+  at("key").onchange = takeKey;
+  at("cancel").onclick = () => now.end?.();
   at("play").onclick = () => (player.playing ? player.stop() : player.play(player.position));
   at("seek").oninput = ({ target }) => seek(Number(target.value));
   at("zoom-in").onclick = () => timeline.zoom(1.5);
   at("zoom-out").onclick = () => timeline.zoom(1 / 1.5);
+  at("zoom-all").onclick = () => timeline.zoom(0);
   at("copy").onclick = copy;
   at("save-text").onclick = () => save(`${shown.text}\n`, "txt", "text/plain");
-  at("save-srt").onclick = () => save(subtitles(shownSegments()), "srt", "application/x-subrip");
-  at("again").onclick = () => send(last.blob, last.name);
+  at("save-srt").onclick = () => save(subtitles(shown.cues), "srt", "application/x-subrip");
+  at("again").onclick = () => run(() => send(shown.blob, shown.name, shown.note));
   at("language").onchange = ({ target }) => {
     keepLanguage(target.value);
     translate(target.value);
@@ -358,34 +391,35 @@ function listen() {
 
 function takeDrops() {
   const over = (yes) => at("drop").classList.toggle("over", yes);
+  const hasFiles = (event) => event.dataTransfer.types.includes("Files");
   document.ondragover = (event) => {
+    if (!hasFiles(event)) return; // text may be dropped into the options
     event.preventDefault();
-    over(true);
+    over(now.state === "idle");
   };
   document.ondragleave = (event) => event.relatedTarget || over(false);
   document.ondrop = (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
     over(false);
-    const [file] = event.dataTransfer.files;
-    if (file && !at("choose").disabled) send(file, file.name);
+    const { files } = event.dataTransfer;
+    if (now.state !== "idle") say("error", "busy");
+    else if (files.length > 1) say("error", "oneFile", { count: files.length });
+    else if (files.length) run(() => send(files[0], files[0].name));
   };
 }
 
 function translate(language) {
   speak(language, document);
   at("language").value = language;
-  at("record-text").textContent = text(recording ? "stop" : "record");
-  for (const [id, key] of [["save-text", "saveTextLabel"], ["save-srt", "saveSrtLabel"], ["again", "againLabel"]]) {
-    at(id).setAttribute("aria-label", text(key));
-    at(id).title = text(key);
-  }
+  for (const [id, [key, values]] of said) say(id, key, values);
   transcript.translate();
   if (shown) showSource();
   showPlaying();
-  showOptions();
+  render();
 }
 
 listen();
-at("key").value = sessionStorage.getItem(KEY) ?? "";
+at("key").value = kept("sessionStorage", KEY) ?? "";
 translate(firstLanguage());
-askInfo();
+askInfo().catch(explain);

@@ -12,6 +12,7 @@ export class Player {
     this.rest = 0; // where it stands when it does not play
   }
 
+  // `buffer` is null for what cannot be played.
   load(buffer) {
     this.stop();
     this.buffer = buffer;
@@ -67,22 +68,20 @@ export class Player {
   }
 }
 
-// Decoded at the model's rate, because it is a third of the memory and what the model hears; null where the browser cannot.
-export async function decode(blob, rate) {
-  const context = new OfflineAudioContext(1, 1, rate);
+// Decoded at the model's rate, because it is a third of the memory and what the model hears, and as one channel, which the
+// browser mixes beside the page; null where it cannot read `bytes`.
+export async function decode(bytes, rate) {
+  let decoded;
   try {
-    return await context.decodeAudioData(await blob.arrayBuffer());
+    decoded = await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes);
   } catch (error) {
     if (error.name !== "EncodingError") throw error;
     return null;
   }
-}
-
-export function monoSamples(buffer) {
-  const mono = buffer.getChannelData(0).slice();
-  for (let channel = 1; channel < buffer.numberOfChannels; channel++) {
-    const other = buffer.getChannelData(channel);
-    for (let i = 0; i < mono.length; i++) mono[i] += other[i];
-  }
-  return buffer.numberOfChannels > 1 ? mono.map((sample) => sample / buffer.numberOfChannels) : mono;
+  if (decoded.numberOfChannels === 1) return decoded;
+  const mixer = new OfflineAudioContext(1, decoded.length, rate);
+  const source = new AudioBufferSourceNode(mixer, { buffer: decoded });
+  source.connect(mixer.destination);
+  source.start();
+  return mixer.startRendering();
 }

@@ -7,42 +7,51 @@ const WAVE = 72; // heights in CSS pixels
 const SPECTROGRAM = 144;
 const AXIS = 22;
 const WORD_ROW = 26;
+const WORD_ROWS = 3;
+const WORD_FONT = 13;
+const WORD_GAP = 8; // between names, with their padding
 const TILE = 400; // CSS pixels, about
 const RANGE_DB = 65; // from black to brightest
 const READABLE = 140; // pixels a second at which a word has room for its text
 const MAX_SCALE = 1200;
-const TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300];
+const LOOKED_AT = 2 ** 22; // samples at a time, a few ms
+const TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800];
 
 export class Timeline {
   // `onSeek(seconds)` and `onWord(index)` answer clicks.
   constructor(root, onSeek, onWord) {
     this.root = root;
-    this.samples = null;
+    this.buffer = null;
     this.tiles = new Map();
     this.drawing = false;
     root.addEventListener("scroll", () => this.draw());
-    new ResizeObserver(() => this.samples && this.setScale(this.scale)).observe(root);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.samples && this.setScale(this.scale));
+    new ResizeObserver(() => this.buffer && this.setScale(this.scale)).observe(root);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.buffer && this.setScale(this.scale));
     root.addEventListener("click", ({ target, clientX }) => {
       if (target.dataset.index) onWord(Number(target.dataset.index));
       else if (this.content?.contains(target)) onSeek(this.secondsAt(clientX));
     });
   }
 
-  // `samples` (S,) in [-1, 1]; `words` have start and end in seconds.
-  show(samples, rate, words) {
-    this.samples = samples;
-    this.rate = rate;
-    this.seconds = samples.length / rate;
-    this.spectrum = new Spectrum(rate);
-    this.peak = samples.reduce((peak, sample) => Math.max(peak, Math.abs(sample)), 1e-4);
+  // `buffer` is an AudioBuffer of one channel, or null; `words` have start and end in seconds.
+  async show(buffer, words) {
+    this.clear();
+    if (!buffer) return;
+    const peak = await loudest(buffer);
+    this.buffer = buffer;
+    this.peak = peak;
+    this.rate = buffer.sampleRate;
+    this.seconds = buffer.duration;
+    this.spectrum = new Spectrum(this.rate);
     this.words = words;
     this.content = document.createElement("div");
     this.content.className = "timeline-content";
     this.content.setAttribute("aria-hidden", "true"); // all of it is told in words above
     this.wordElements = words.map((word, index) => this.wordElement(word, index));
+    this.wordWidths = this.measured(words);
     this.cursor = document.createElement("div");
     this.cursor.className = "cursor";
+    this.cursorSeconds = 0;
     this.content.append(...this.wordElements.flat(), this.cursor);
     this.root.replaceChildren(this.content);
     this.root.scrollLeft = 0;
@@ -50,10 +59,16 @@ export class Timeline {
   }
 
   clear() {
-    this.samples = null;
+    this.buffer = null;
     this.content = null;
+    this.marked = null;
     this.tiles.clear();
     this.root.replaceChildren();
+  }
+
+  // Asked for anew each time: a browser may take back what it gave when the buffer is played (Web Audio, 1.4, "acquire").
+  get samples() {
+    return this.buffer.getChannelData(0);
   }
 
   wordElement(word, index) {
@@ -66,6 +81,14 @@ export class Timeline {
     return [span, name];
   }
 
+  // In pixels, as they are while they are heard.
+  measured(words) {
+    const paint = document.createElement("canvas").getContext("2d");
+    paint.font = `700 ${WORD_FONT}px ${getComputedStyle(this.root).fontFamily}`;
+    return words.map(({ word }) => Math.ceil(paint.measureText(word).width));
+  }
+
+  // A factor of 0 shows the whole recording.
   zoom(factor) {
     const middle = (this.root.scrollLeft + this.root.clientWidth / 2) / this.scale;
     this.setScale(this.scale * factor);
@@ -83,25 +106,31 @@ export class Timeline {
     this.placeWords();
     for (const canvas of this.tiles.values()) canvas.remove();
     this.tiles.clear();
-    this.moveCursor(this.cursorSeconds ?? 0, false);
+    // a tab stop only where the arrow keys have something to scroll
+    if (this.content.offsetWidth > this.root.clientWidth) this.root.tabIndex = 0;
+    else this.root.removeAttribute("tabindex");
+    this.moveCursor(this.cursorSeconds, false);
     this.draw();
   }
 
-  // Names take turns in as many rows as it needs for each to be read, up to three; the bar above has the word's exact extent.
+  // Bars have the words' exact extents. Names take turns in three rows below; one that has no room in any is left out.
   placeWords() {
     const top = WAVE + SPECTROGRAM + AXIS;
-    const ends = [-Infinity, -Infinity, -Infinity];
-    const rows = this.words.map((word, index) => {
+    const ends = Array(WORD_ROWS).fill(-Infinity);
+    let rows = 1;
+    for (const [index, word] of this.words.entries()) {
       const left = word.start * this.scale;
       const [span, name] = this.wordElements[index];
-      const row = Math.max(0, ends.findIndex((end) => end <= left));
+      const row = ends.findIndex((end) => end <= left);
       Object.assign(span.style, { left: `${left}px`, width: `${Math.max(3, (word.end - word.start) * this.scale - 1)}px` });
       Object.assign(span.style, { top: `${top}px` });
+      name.hidden = row < 0;
+      if (name.hidden) continue;
       Object.assign(name.style, { left: `${left}px`, top: `${top + 4 + row * WORD_ROW}px` });
-      ends[row] = left + Math.max((word.end - word.start) * this.scale, 9 * word.word.length + 8);
-      return row;
-    });
-    this.content.style.height = `${top + 10 + WORD_ROW * (Math.max(0, ...rows) + 1)}px`;
+      ends[row] = left + this.wordWidths[index] + WORD_GAP;
+      rows = Math.max(rows, row + 1);
+    }
+    this.content.style.height = `${top + 10 + WORD_ROW * rows}px`;
   }
 
   secondsAt(clientX) {
@@ -118,7 +147,9 @@ export class Timeline {
   }
 
   markWord(index) {
-    for (const [i, [, name]] of this.wordElements.entries()) name.classList.toggle("playing", i === index);
+    this.marked?.classList.remove("playing");
+    this.marked = this.wordElements[index]?.[1];
+    this.marked?.classList.add("playing");
   }
 
   // Draws what is in view, a tile a frame; calls that come meanwhile are served by the same loop.
@@ -135,7 +166,7 @@ export class Timeline {
   }
 
   missingTile() {
-    if (!this.samples || !this.root.clientWidth) return null;
+    if (!this.buffer || !this.root.clientWidth) return null;
     const width = this.tileSeconds * this.scale;
     const first = Math.max(0, Math.floor(this.root.scrollLeft / width));
     const last = Math.min(Math.ceil(this.seconds / this.tileSeconds) - 1, Math.floor((this.root.scrollLeft + this.root.clientWidth) / width) + 1);
@@ -170,17 +201,18 @@ export class Timeline {
   }
 
   drawWave(paint, width, first, perColumn, ratio, colours) {
+    const { samples } = this;
     const middle = (WAVE * ratio) / 2;
     const height = (middle - 4 * ratio) / this.peak;
     paint.fillStyle = colours.accent;
     for (let x = 0; x < width; x++) {
       const from = Math.floor(first + x * perColumn);
-      const to = Math.min(this.samples.length, Math.max(from + 1, Math.ceil(first + (x + 1) * perColumn)));
+      const to = Math.min(samples.length, Math.max(from + 1, Math.ceil(first + (x + 1) * perColumn)));
       let low = 0;
       let high = 0;
       for (let i = from; i < to; i++) {
-        if (this.samples[i] < low) low = this.samples[i];
-        if (this.samples[i] > high) high = this.samples[i];
+        if (samples[i] < low) low = samples[i];
+        if (samples[i] > high) high = samples[i];
       }
       paint.fillRect(x, middle - high * height, 1, Math.max(ratio, (high - low) * height));
     }
@@ -188,11 +220,12 @@ export class Timeline {
 
   drawSpectrogram(paint, width, first, perColumn, ratio, colours) {
     const rows = SPECTROGRAM * ratio;
+    const { samples } = this;
     const image = paint.createImageData(width, rows);
     const loudest = 20 * Math.log10(this.peak) - 12;
     const bins = this.spectrum.size / 2;
     for (let x = 0; x < width; x++) {
-      const decibels = this.spectrum.at(this.samples, Math.round(first + (x + 0.5) * perColumn));
+      const decibels = this.spectrum.at(samples, Math.round(first + (x + 0.5) * perColumn));
       for (let row = 0; row < rows; row++) {
         const place = (1 - (row + 0.5) / rows) * bins;
         const bin = Math.floor(place);
@@ -215,6 +248,19 @@ export class Timeline {
       paint.fillText(clock(start + k * this.tick, this.tick), x + 4, top + 15);
     }
   }
+}
+
+// The greatest magnitude in a buffer, looked for piece by piece: an hour in one go would hold up the page.
+async function loudest(buffer) {
+  let peak = 1e-4;
+  for (let start = 0; start < buffer.length; start += LOOKED_AT) {
+    for (const sample of buffer.getChannelData(0).subarray(start, start + LOOKED_AT)) {
+      if (sample > peak) peak = sample;
+      else if (-sample > peak) peak = -sample;
+    }
+    await new Promise((resolve) => setTimeout(resolve));
+  }
+  return peak;
 }
 
 // 0.4 s apart they read 1.2, minutes apart 12:00.

@@ -1,4 +1,5 @@
-// A transcript's words as buttons with their confidences, its n-best list, and its subtitles.
+// A transcript's words with their confidences, which are heard at a click and selected like any text; its n-best list; and its
+// subtitles.
 
 import { text } from "./texts.js";
 
@@ -6,46 +7,61 @@ const UNSURE = 0.85; // confidences below are underlined with dots
 const DOUBTFUL = 0.5; // and below this with waves
 
 export class Transcript {
-  // `onWord(index)` answers a click or Enter; the words are one tab stop, the arrow keys move among them.
+  // `onWord(index)` answers a click, Enter or Space; the words are one tab stop, the arrow keys move among them.
   constructor(root, detail, onWord) {
     this.root = root;
     this.detail = detail;
-    this.words = [];
-    this.buttons = [];
-    this.current = 0;
-    root.addEventListener("click", ({ target }) => target.dataset.index && this.choose(Number(target.dataset.index), onWord));
-    root.addEventListener("keydown", (event) => this.move(event));
+    this.onWord = onWord;
+    this.show([], "", false);
+    let before = ""; // what was selected when the button went down: a drag ends as a click, too
+    root.addEventListener("pointerdown", () => {
+      before = String(getSelection());
+      this.spans[this.current]?.removeAttribute("tabindex"); // Chromium selects nothing from where it sets the focus
+    });
+    for (const kind of ["pointerup", "pointercancel"]) addEventListener(kind, () => this.words.length && this.select(this.current));
+    root.addEventListener("click", ({ target }) => {
+      const selected = String(getSelection());
+      if (!target.dataset.index || (selected && selected !== before)) return;
+      this.choose(Number(target.dataset.index));
+      target.focus({ preventScroll: true });
+    });
+    root.addEventListener("keydown", (event) => this.pressed(event));
     for (const kind of ["focusin", "pointerover"]) {
       root.addEventListener(kind, ({ target }) => target.dataset.index && this.describe(Number(target.dataset.index)));
     }
   }
 
-  // `words` as the server gives them; `whole` is their text, which says whether there are spaces between them.
-  show(words, whole) {
+  // `words` as the server gives them; `whole` is their text, which says whether there are spaces between them; `playable` whether
+  // there is something to hear.
+  show(words, whole, playable) {
     this.words = words;
     this.current = 0;
+    this.described = -1;
+    this.marked = -1;
     this.detail.textContent = "";
-    this.buttons = words.map((word, index) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = word.word;
-      button.className = sureness(word.confidence);
-      button.dataset.index = index;
-      button.tabIndex = index === 0 ? 0 : -1;
-      return button;
+    this.spans = words.map((word, index) => {
+      const span = document.createElement("span");
+      span.setAttribute("role", "button");
+      if (!playable) span.setAttribute("aria-disabled", "true");
+      span.textContent = word.word;
+      span.className = sureness(word.confidence);
+      span.dataset.index = index;
+      return span;
     });
     const space = /\s/.test(whole) ? " " : "";
-    this.root.replaceChildren(...this.buttons.flatMap((button) => [button, space]));
+    this.root.replaceChildren(...this.spans.flatMap((span) => [span, space]));
+    this.root.scrollTop = 0;
+    if (words.length) this.select(0);
     this.translate();
   }
 
   translate() {
-    this.root.setAttribute("aria-label", text("words"));
-    for (const [index, button] of this.buttons.entries()) {
+    for (const [index, span] of this.spans.entries()) {
       const values = this.values(index);
-      button.setAttribute("aria-label", text("percent" in values ? "word" : "wordPlain", values));
-      button.title = this.about(index);
+      span.setAttribute("aria-label", text("percent" in values ? "word" : "wordPlain", values));
+      span.title = this.about(index);
     }
+    if (this.described >= 0) this.describe(this.described);
   }
 
   values(index) {
@@ -60,25 +76,33 @@ export class Transcript {
   }
 
   describe(index) {
+    this.described = index;
     this.detail.textContent = this.about(index);
   }
 
-  choose(index, onWord) {
-    this.buttons[this.current].tabIndex = -1;
-    this.current = index;
-    this.buttons[index].tabIndex = 0;
+  choose(index) {
+    this.select(index);
     this.describe(index);
-    onWord(index);
+    this.onWord(index);
   }
 
-  move(event) {
-    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity };
-    if (!(event.key in steps)) return;
+  // Makes a word the one that Tab leads to. To take that from the one with the focus takes the focus, too.
+  select(index) {
+    if (index !== this.current) this.spans[this.current].removeAttribute("tabindex");
+    this.current = index;
+    this.spans[index].tabIndex = 0;
+  }
+
+  pressed(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own
+    const forward = getComputedStyle(this.root).direction === "rtl" ? -1 : 1;
+    const steps = { ArrowRight: forward, ArrowLeft: -forward, ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity };
+    if (event.key in steps) {
+      this.select(Math.max(0, Math.min(this.spans.length - 1, this.current + steps[event.key])));
+      this.spans[this.current].focus();
+    } else if (event.key === "Enter" || event.key === " ") this.choose(this.current);
+    else return;
     event.preventDefault();
-    this.buttons[this.current].tabIndex = -1;
-    this.current = Math.max(0, Math.min(this.buttons.length - 1, this.current + steps[event.key]));
-    this.buttons[this.current].tabIndex = 0;
-    this.buttons[this.current].focus();
   }
 
   // The word that is heard at `seconds`, -1 for none.
@@ -86,8 +110,15 @@ export class Transcript {
     return this.words.findIndex((word) => word.start <= seconds && seconds < word.end);
   }
 
+  // Shows which word is heard, and scrolls to it: its box, not the page.
   mark(index) {
-    for (const [i, button] of this.buttons.entries()) button.classList.toggle("playing", i === index);
+    this.spans[this.marked]?.classList.remove("playing");
+    this.marked = index;
+    const span = this.spans[index];
+    if (!span) return;
+    span.classList.add("playing");
+    const lowest = span.offsetTop + span.offsetHeight - this.root.clientHeight;
+    this.root.scrollTop = Math.min(Math.max(this.root.scrollTop, lowest), span.offsetTop);
   }
 }
 
@@ -105,9 +136,9 @@ export function showBest(list, texts) {
   );
 }
 
-// SubRip: number, times, text, empty line; `segments` have start and end in seconds.
-export function subtitles(segments) {
-  return segments.map(({ start, end, text: said }, i) => `${i + 1}\n${stamp(start)} --> ${stamp(end)}\n${said}\n`).join("\n");
+// SubRip: number, times, lines, empty line. `cues` as the server cuts them: start and end in seconds, lines.
+export function subtitles(cues) {
+  return cues.map(({ start, end, lines }, i) => `${i + 1}\n${stamp(start)} --> ${stamp(end)}\n${lines.join("\n")}\n`).join("\n");
 }
 
 function stamp(seconds) {
