@@ -53,7 +53,7 @@ def test_the_server_itself_transcribes_a_recording_and_the_microphone(visit, spo
         fields = {"model": "any", "response_format": "srt"}
         assert srt.value.path().read_bytes() == post(f"{real.url}/v1/audio/transcriptions", spoken, **fields)
         window.page.locator("#words > span").first.click()
-        window.page.wait_for_selector("#listen[data-playing]")
+        window.hears(answer["words"][0]["word"])
         window.page.click("#record")
         window.page.wait_for_selector("#timer >> text=0:02")
         window.page.click("#record")
