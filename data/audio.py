@@ -128,7 +128,7 @@ def _opened(source: Path | str | BinaryIO, longest: float = math.inf) -> Iterato
         with _binary(source) as binary, _decodable(checked(binary), source, longest) as file:
             check_rate(file.samplerate)
             if file.frames > longest * file.samplerate:
-                raise TooLong(f"longer than {longest:.6g} s: cut it into parts")
+                raise TooLong.than(longest)
             yield file
     except soundfile.LibsndfileError as fault:
         raise ValueError(f"{name}: {_explained(fault)}") from None
@@ -143,7 +143,7 @@ def _decodable(content: BinaryIO, source: Path | str | BinaryIO, longest: float)
     content.seek(0)
     called = foreign_format(content.read(HEAD_BYTES))
     if called:
-        reason = ValueError(f"{called}, which cannot be read; expected {READABLE}: {CONVERT}")
+        reason = UnknownFormat(f"{called}, which cannot be read; expected {READABLE}: {CONVERT}")
     else:
         content.seek(0)
         try:

@@ -53,6 +53,10 @@ class UnknownFormat(ValueError):
 class TooLong(ValueError):
     """A recording goes on beyond what was allowed."""
 
+    @classmethod
+    def than(cls, seconds: float) -> "TooLong":
+        return cls(f"longer than {seconds:.6g} s: cut it into parts")
+
 
 def check_rate(rate: int) -> None:
     """Refuse what no recorder has. Raises: ValueError, without the file's name."""
@@ -70,8 +74,7 @@ def checked(file: BinaryIO) -> BinaryIO:
 
     file: at any position, seekable.
     Returns: what to decode: the same file, or the part of it that is audio behind a header that tells the length (a
-        streamed wav of declared size 0, an mp3). A format that libsndfile cannot read comes
-        back as it is, but for an ID3 tag.
+        streamed wav of declared size 0, an mp3). A format that libsndfile cannot read comes back as it is, but for an ID3 tag.
     Raises: ValueError, without the file's name, for an empty, truncated or damaged file.
     """
     size = file.seek(0, os.SEEK_END)

@@ -87,15 +87,11 @@ def _decoded(whole: _Content, samples: TemporaryFile, reason: ValueError, longes
             raise reason
         promised = _promised_seconds(container)
         if promised is not None and promised > longest + TOLERANCE:
-            raise _too_long(longest)
+            raise TooLong.than(longest)
         try:
             return _write_samples(_frames(container, stream, promised, whole.asked), samples, longest)
         except av.FFmpegError as fault:
             raise ValueError(f"damaged, or of an unknown codec ({fault.strerror}); fetch it again") from None
-
-
-def _too_long(most: float) -> TooLong:
-    return TooLong(f"longer than {most:.6g} s: cut it into parts")
 
 
 def _promised_seconds(container: "InputContainer") -> float | None:
@@ -130,7 +126,7 @@ def _write_samples(frames: "Iterator[AudioFrame]", samples: TemporaryFile, longe
         rate = rate or min(frame.sample_rate, MOST_RATE)
         most = min(longest, MOST_BYTES / SAMPLE_BYTES / rate)
         if samples.tell() > most * SAMPLE_BYTES * rate:
-            raise _too_long(most)
+            raise TooLong.than(most)
         if kind != (frame.format.name, frame.layout.name, frame.sample_rate):  # the first, or a stream that changes
             if resampler:
                 _append(resampler.resample(None), samples)

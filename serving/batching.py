@@ -92,8 +92,8 @@ class Batcher:
     def submit(self, pieces: Iterator[tuple[Piece, Tensor]], decoder: GreedyDecoder | BeamDecoder) -> Job:
         """Begin a recording, whose pieces are read by and by.
 
-        Returns: a job whose `result` is the transcript, the ValueError that says what is wrong with the recording, or a Fault.
-            To cancel the result is to cancel the job.
+        Returns: a job whose `result` is the transcript, the ValueError that says what is wrong with the recording, an OSError
+            if there is no room for it, or a Fault. To cancel the result is to cancel the job.
         Raises: Stopping.
         """
         job = Job(pieces, self._recognizer.reader(decoder))
@@ -249,6 +249,8 @@ class Batcher:
             self._decoders.submit(self._decode, job)
 
     def _decode(self, job: Job) -> None:
+        if job.result.done():
+            return
         piece, log_probs = job.heard.popleft()
         try:
             job.reader.add(piece, log_probs)

@@ -4,6 +4,8 @@ uvicorn's protocols for HTTP and for WebSockets, made firm. Their requests are a
 """
 
 import asyncio
+import math
+import re
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -15,10 +17,10 @@ HEADER_SECONDS = 20.0  # a client has for its request line and headers, or to be
 UNWANTED_SECONDS = 5.0  # for the rest of a body, once the answer is given: so long because who is cut off may not read it
 UNREAD_SECONDS = 30.0  # in which a client has to read all that was sent to it
 LOOK_SECONDS = 5.0  # between looks at that
-LAST_SECONDS = 5.0  # for what nobody reads, when the server stops
+LAST_SECONDS = 5.0  # in which something of it has to be read, when the server stops
 MOST_CONNECTIONS = 1000  # that are answered; more get 503, and twice as many are not let in
 HANDSHAKE_HEADERS, HANDSHAKE_BYTES = 64, 4096  # of a WebSocket's first request, less than its parser bears
-STREAM = b"/stream"
+STREAM, CONTROL = b"/stream", re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class _Watched(asyncio.Protocol):
@@ -39,7 +41,15 @@ class _Watched(asyncio.Protocol):
     def shutdown(self) -> None:
         super().shutdown()
         if self.transport.is_closing():
-            self.loop.call_later(LAST_SECONDS, self.transport.abort)
+            self._abort_unless_read()
+
+    def _abort_unless_read(self, before: float = math.inf) -> None:
+        """Let a client have the rest of its answer, as long as it goes on reading."""
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        elif left:
+            self.loop.call_later(LAST_SECONDS, self._abort_unless_read, left)
 
     def _look(self) -> None:
         self._unread = self._unread + LOOK_SECONDS if self.transport.get_write_buffer_size() else 0.0
@@ -99,7 +109,8 @@ class HttpConnection(_Watched, H11Protocol):
             and self.scope["method"] == "GET"
             and len(self.connections) <= MOST_CONNECTIONS
             and len(self.headers) <= HANDSHAKE_HEADERS
-            and all(len(name) + len(value) <= HANDSHAKE_BYTES for name, value in self.headers)
+            and len(self.scope["query_string"]) <= HANDSHAKE_BYTES
+            and not any(len(name) + len(value) > HANDSHAKE_BYTES or CONTROL.search(value) for name, value in self.headers)
             and not {b"content-length", b"transfer-encoding"} & {name for name, _ in self.headers}
         )
 
@@ -121,6 +132,13 @@ class SocketConnection(_Watched, WebSocketsSansIOProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._wait(HEADER_SECONDS)
+
+    def shutdown(self) -> None:
+        if self.conn.state is State.OPEN and not self.transport.is_closing():
+            super().shutdown()
+        else:  # it has not begun, or has ended: uvicorn would have it say so once more, which is an error
+            self.transport.close()
+            self._abort_unless_read()
 
     def handle_connect(self, event: object) -> None:
         super().handle_connect(event)

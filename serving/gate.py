@@ -69,7 +69,9 @@ class Gate:
         if request.method == "OPTIONS" and request.headers.get("origin") in self._service.config.allow_origin:
             return Response(status_code=204)
         if len(self._service.connections) > MOST_CONNECTIONS and not path.startswith(HEALTH):
-            return error_response(request, Refused(503, "full: too many connections; try again", RETRY_AFTER))
+            full = error_response(request, Refused(503, "full: too many connections; try again", RETRY_AFTER))
+            full.headers["Connection"] = "close"
+            return full
         is_open = path in OPEN_ROUTES or path.startswith(OPEN_BELOW)
         if is_open or self._service.keys.admit(bearer(request.headers.get("authorization"))):
             return None

@@ -21,6 +21,7 @@ from config import RATES
 from data.pcm import PcmStream
 from data.utterance_cutter import UtteranceCutter
 from model import TIME_STRIDE
+from serving.batching import Stopping
 from serving.requests import Patience, Refused, bearer, log_fault
 from serving.service import Service
 
@@ -43,6 +44,8 @@ async def live(socket: WebSocket) -> None:
         await socket.close(code)
     except WebSocketDisconnect:
         code = GONE
+    except Stopping:
+        await socket.close(code := RESTART)
     except Refused as refused:
         code = await _refuse(socket, TRY_LATER if refused.status == 503 else POLICY, refused.message)
     except ValueError as error:
@@ -81,12 +84,17 @@ async def _converse(socket: WebSocket, service: Service) -> int:
 
 
 async def _received(socket: WebSocket, stopping: asyncio.Event, patience: Patience) -> str | bytes:
-    """The next message with something in it; of a server that stops, as if this had been the client's last one."""
+    """The next message with something in it; of a server that stops, as if this had been the client's last one.
+
+    Raises: Stopping if it stops before there was any sound.
+    """
     while True:
         receiving, stops = asyncio.create_task(socket.receive()), asyncio.create_task(stopping.wait())
         try:
             await patience.wait(asyncio.wait({receiving, stops}, return_when=asyncio.FIRST_COMPLETED))
             if not receiving.done():
+                if not patience.total:
+                    raise Stopping
                 return END
         finally:
             receiving.cancel()

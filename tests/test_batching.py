@@ -203,6 +203,28 @@ def test_a_slow_decoder_is_waited_for(ear, queue):
     assert times(job) == 80
 
 
+def test_who_has_gone_is_decoded_no_more(ear, queue):
+    started, go_on = [], threading.Event()
+
+    class Slow:
+        def start(self):
+            started.append(1)
+            go_on.wait(SECONDS)
+            return ear.decoder.start()
+
+        def __getattr__(self, name: str):
+            return getattr(ear.decoder, name)
+
+    batcher = queue()
+    jobs = [batcher.submit(ear.pieces_of([sound("AB", i)[0]]), Slow()) for i in range(8)]
+    until(lambda: len(started) == 2 and all(job.decoding for job in jobs))
+    for job in jobs:
+        job.result.cancel()
+    go_on.set()
+    assert text(submit(batcher, ear, sound("CAB")[0])) == "CAB"
+    assert len(started) == 2
+
+
 def test_who_goes_away_leaves_no_open_file(ear, network, queue):
     """At once, not when the garbage is collected."""
     closed = threading.Event()

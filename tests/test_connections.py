@@ -1,6 +1,7 @@
 """Connections of those who do not play by the rules: each ends, none costs memory or another's place."""
 
 import base64
+import io
 import json
 import os
 import socket
@@ -9,7 +10,8 @@ import time
 
 import httpx
 import pytest
-from beep_network import save_beep_network, sound
+import soundfile
+from beep_network import RATE, save_beep_network, sound
 from served import Served, in_thread, recognizer, until
 
 import serving.connections
@@ -124,6 +126,32 @@ def test_who_does_not_read_cannot_keep_a_server_from_its_end(ear, streaming, imp
     # in_thread's end waits for the server's
 
 
+def test_who_has_ended_or_not_begun_keeps_nobody_from_being_answered(streaming, monkeypatch):
+    """What a server does to such connections when it stops may not end its stopping."""
+    monkeypatch.setattr(serving.connections, "LAST_SECONDS", 0.5)
+    recording = io.BytesIO()
+    soundfile.write(recording, sound("AB")[0], RATE, format="wav")
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + recording.getvalue() + b"\r\n--x--\r\n"
+    lines = "POST /transcribe HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    lines += f"Content-Length: {len(part)}\r\n\r\n"
+    with in_thread(streaming) as server, server.connected() as slow, deaf(server) as ended, server.connected() as silent:
+        slow.sendall(lines.encode() + part[:1000])
+        begin(ended)
+        (there,) = (c for c in server.server.server_state.connections if isinstance(c, serving.connections.SocketConnection))
+
+        def end_unread() -> None:
+            there.transport.write(bytes(2**24))
+            there.data_received(frame(CLOSE, struct.pack("!H", 1000)))
+
+        there.loop.call_soon_threadsafe(end_unread)
+        until(there.transport.is_closing)
+        begin(silent)
+        server.server.should_exit = True
+        assert received(silent) == b"\x88\x02" + struct.pack("!H", 1012), "told that the server goes, not that it erred"
+        slow.sendall(part[1000:])
+        assert b'"AB"' in received(slow)
+
+
 def test_who_only_pings_is_cut_off(streaming, impatient, monkeypatch):
     monkeypatch.setattr(serving.connections, "HEADER_SECONDS", 60)
     with in_thread(streaming) as server, deaf(server) as connection:
@@ -157,13 +185,15 @@ def test_nothing_is_compressed(streaming):
         (upgrade(*["X: y"] * 200), b"404"),
         (upgrade("Content-Length: 4", method="POST") + b"body", b"404"),
         (upgrade("Content-Length: 4") + b"body", b"404"),
+        (upgrade("X: a\x01b"), b"404"),
+        (upgrade(path=f"/stream?{'q' * 9000}"), b"404"),
         (upgrade(path="/transcribe"), b"405"),
         (upgrade(path="/page/page.js"), b"200"),
         (upgrade(path="/health/live"), b"200"),
         (upgrade(left_out="Sec-WebSocket-Key"), b"400"),
         (upgrade(left_out="Sec-WebSocket-Version"), b"400"),
     ],
-    ids=["long", "many", "POST", "body", "transcribe", "page", "health", "no key", "no version"],
+    ids=["long", "many", "POST", "body", "control", "query", "transcribe", "page", "health", "no key", "no version"],
 )
 def test_whatever_asks_for_a_websocket_is_answered(ear, impatient, request_, status):
     with in_thread(ear) as server, server.connected() as connection:
