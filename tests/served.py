@@ -89,6 +89,17 @@ def in_thread(recognizer: Recognizer, keys: ApiKeys | None = None, **config: obj
             assert not thread.is_alive()
 
 
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the other side ends it, which it must."""
+    found = b""
+    try:
+        while block := connection.recv(65536):
+            found += block
+    except ConnectionResetError:
+        pass
+    return found
+
+
 def recognizer(model: Path, **config: object) -> Recognizer:
     return Recognizer(model, DecoderConfig(**config), Runtime.choose(cuda=False))
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import soundfile
 from beep_network import RATE, save_beep_network, sound
-from served import Served, in_thread, recognizer, until
+from served import Served, in_thread, received, recognizer, until
 
 import serving.connections
 import serving.gate
@@ -61,17 +61,6 @@ def frame(kind: int, content: bytes) -> bytes:
     size = len(content)
     length = struct.pack("!BB", 0x80 | kind, 0x80 | min(size, 126)) + (struct.pack("!H", size) if size > 125 else b"")
     return length + bytes(4) + content
-
-
-def received(connection: socket.socket) -> bytes:
-    """All that comes until the other side ends it, which it must."""
-    found = b""
-    try:
-        while block := connection.recv(65536):
-            found += block
-    except ConnectionResetError:
-        pass
-    return found
 
 
 def begin(connection: socket.socket) -> None:

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 from beep_network import RATE, save_beep_network, sound
 from beeps import ROOT
-from served import Served, in_thread, recognizer, served, until, write_sound
+from served import Served, in_thread, received, recognizer, served, until, write_sound
 
 import serving.connections
 import serving.requests
@@ -75,13 +75,7 @@ def raw(server: Served, *parts: bytes) -> bytes:
     with server.connected() as connection:
         for part in parts:
             connection.sendall(part)
-        received = b""
-        try:
-            while block := connection.recv(65536):
-                received += block
-        except ConnectionResetError:
-            pass
-        return received
+        return received(connection)
 
 
 def head(length: int, boundary: str = "x", *more: str) -> bytes:
